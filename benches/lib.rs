@@ -1,0 +1,1 @@
+//! Benchmarks of the parts; whole restores are timed by `restore.sh` beside this file.

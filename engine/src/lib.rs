@@ -1,0 +1,19 @@
+//! The bytes of pghydrant: the repository, the data path and hydration.
+//!
+//! This crate knows no FUSE, no PostgreSQL process and no terminal. What it knows of PostgreSQL is what the
+//! bytes need: the page checksum, the names of WAL segments, timelines.
+
+pub mod checksum;
+pub mod codec;
+pub mod error;
+pub mod format;
+pub mod hydration;
+pub mod io;
+pub mod page;
+pub mod progress;
+pub mod repository;
+pub mod store;
+pub mod units;
+pub mod wal;
+
+pub use error::{Error, Result};

@@ -1,0 +1,1 @@
+//! Views of a backup as FUSE file systems.
