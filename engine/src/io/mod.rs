@@ -1,1 +1,3 @@
-//! See the module's files.
+//! The disk: durability, buffers, and the one waist that all data-path I/O passes through.
+
+pub mod durable;
