@@ -94,9 +94,8 @@ pub fn remove_durably(path: &Path) -> Result<()> {
 /// For whoever writes more than [`write_atomically`] can take at once.
 pub fn create_beside(path: &Path, mode: u32) -> Result<(PathBuf, File)> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
-    let name = path
-        .file_name()
-        .ok_or_else(|| Error::io("create", path, io::Error::from(io::ErrorKind::InvalidFilename)))?;
+    let name =
+        path.file_name().ok_or_else(|| Error::io("create", path, io::Error::from(io::ErrorKind::InvalidFilename)))?;
     loop {
         let mut hidden = std::ffi::OsString::from(".");
         hidden.push(name);
