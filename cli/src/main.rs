@@ -1,3 +1,89 @@
 //! The command line of pghydrant.
+//!
+//! `main` resolves the settings once, dispatches to the verb's module, and turns whatever comes back into one line,
+//! a hint and an exit code. The verbs live in modules of their own; what they share is [`context::Context`].
+//!
+//! `wal fetch` is special from the first instruction on: PostgreSQL takes every exit status up to 125 for "no such
+//! segment" and opens the database, so there a usage error, a panic and an unreadable setting end above 125 as well.
 
-fn main() {}
+mod arguments;
+mod backup;
+mod context;
+mod demo;
+mod doctor;
+mod exit;
+mod human;
+mod init;
+mod list;
+mod mount;
+mod output;
+mod postgres;
+mod restore;
+mod sessions;
+mod settings;
+mod show;
+mod verify;
+mod wal;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use arguments::{Cli, Verb, WalVerb};
+use context::Context;
+use exit::{Exit, Failure};
+
+fn main() -> ExitCode {
+    let faults = exit::Faults::of_command_line(std::env::args_os().skip(1));
+    let code = catch_unwind(AssertUnwindSafe(|| run(&faults))).unwrap_or_else(|_| faults.code_of(Exit::Failed));
+    ExitCode::from(code)
+}
+
+fn run(faults: &exit::Faults) -> u8 {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(refusal) => {
+            // Nothing can be done where even the terminal refuses the message.
+            let _ = refusal.print();
+            let asked_for_help = !refusal.use_stderr();
+            return if asked_for_help { Exit::Done as u8 } else { faults.code_of(Exit::Usage) };
+        }
+    };
+    let context = match Context::new(&cli.global, cli.verb.wants_json()) {
+        Ok(context) => context,
+        Err(error) => {
+            output::Output::plain().error(&error);
+            return faults.code_of(Failure::exit_of(&error));
+        }
+    };
+    match dispatch(&cli.verb, &context) {
+        Ok(exit) => faults.code_of(exit),
+        Err(error) => {
+            context.output.error(&error);
+            faults.code_of(Failure::exit_of(&error))
+        }
+    }
+}
+
+fn dispatch(verb: &Verb, context: &Context) -> anyhow::Result<Exit> {
+    match verb {
+        Verb::Init(arguments) => init::run(arguments, context),
+        Verb::Backup(arguments) => backup::run(arguments, context),
+        Verb::Wal(WalVerb::Push(arguments)) => wal::push(arguments, context),
+        Verb::Wal(WalVerb::Fetch(arguments)) => wal::fetch(arguments, context),
+        Verb::List(arguments) => list::run(arguments, context),
+        Verb::Show(arguments) => show::run(arguments, context),
+        Verb::Mount(arguments) => mount::run(arguments, context),
+        Verb::Unmount(arguments) => mount::unmount(arguments, context),
+        Verb::FuseServer(arguments) => mount::serve(arguments, context),
+        Verb::Restore(arguments) => restore::run(arguments, context),
+        Verb::Sessions(arguments) => sessions::list(arguments, context),
+        Verb::Retry(arguments) => sessions::retry(arguments, context),
+        Verb::Cancel(arguments) => sessions::cancel(arguments, context),
+        Verb::Promote(arguments) => sessions::promote(arguments, context),
+        Verb::Verify(arguments) => verify::run(arguments, context),
+        Verb::Doctor(arguments) => doctor::run(arguments, context),
+        Verb::Demo(arguments) => demo::run(arguments, context),
+    }
+}

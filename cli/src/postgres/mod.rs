@@ -1,0 +1,1 @@
+//! PostgreSQL: its programs, its control file, its instances, its SQL.
