@@ -105,7 +105,9 @@ impl Verb {
     /// Whether stdout is read by a program.
     pub(crate) fn wants_json(&self) -> bool {
         match self {
-            Self::Init(_) | Self::Wal(_) | Self::Mount(_) | Self::Unmount(_) | Self::FuseServer(_) | Self::Demo(_) => false,
+            Self::Init(_) | Self::Wal(_) | Self::Mount(_) | Self::Unmount(_) | Self::FuseServer(_) | Self::Demo(_) => {
+                false
+            }
             Self::Backup(arguments) => arguments.output.json,
             Self::List(arguments) => arguments.output.json,
             Self::Show(arguments) => arguments.output.json,

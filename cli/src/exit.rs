@@ -131,7 +131,9 @@ mod tests {
 
     #[test]
     fn no_failure_of_a_restore_command_looks_like_the_end_of_the_wal() {
-        for words in [&["wal", "fetch"][..], &["--config", "x", "wal", "--bad", "fetch", "a"], &["wal", "fetch", "--help=1"]] {
+        for words in
+            [&["wal", "fetch"][..], &["--config", "x", "wal", "--bad", "fetch", "a"], &["wal", "fetch", "--help=1"]]
+        {
             for exit in [Exit::Failed, Exit::Usage, Exit::Refused, Exit::Corrupt, Exit::Interrupted] {
                 assert!(faults(words).code_of(exit) > 125, "{words:?} {exit:?}");
             }

@@ -138,7 +138,8 @@ fn edit_distance(a: &str, b: &str) -> usize {
         let mut diagonal = std::mem::replace(&mut row[0], i + 1);
         for (j, y) in b.bytes().enumerate() {
             let replaced = diagonal + usize::from(x != y);
-            diagonal = std::mem::replace(&mut row[j + 1], replaced.min(row[j] + 1).min(row[j + 1] + 1));
+            let shortest = replaced.min(row[j] + 1).min(row[j + 1] + 1);
+            diagonal = std::mem::replace(&mut row[j + 1], shortest);
         }
     }
     row[b.len()]
