@@ -1,0 +1,107 @@
+//! What every store promises: one suite, run against each implementation.
+
+#![allow(clippy::unwrap_used)]
+
+use super::{Existing, Store};
+use crate::Error;
+
+/// Runs all of it; `make` gives an empty store for each name.
+pub(crate) fn run(make: &dyn Fn(&str) -> Box<dyn Store>) {
+    a_key_appears_as_a_whole(&*make("whole"));
+    an_upload_that_is_dropped_leaves_nothing(&*make("dropped"));
+    an_existing_key_is_refused_or_replaced(&*make("existing"));
+    reading_past_the_end_is_corruption(&*make("past"));
+    what_is_not_there_is_told_apart(&*make("absent"));
+    a_listing_has_children_only_and_in_order(&*make("listing"));
+    removal_is_idempotent(&*make("removal"));
+    a_small_read_has_a_limit(&*make("limit"));
+    keys_stay_inside_the_store(&*make("inside"));
+}
+
+fn a_key_appears_as_a_whole(store: &dyn Store) {
+    let mut upload = store.create("a/b/key", Existing::Refuse).unwrap();
+    upload.append(b"first ").unwrap();
+    assert_eq!(store.size("a/b/key").unwrap(), None);
+    upload.append(b"second").unwrap();
+    assert_eq!(upload.written(), 12);
+    upload.commit().unwrap();
+    store.settle("a/b/key").unwrap();
+    assert_eq!(store.size("a/b/key").unwrap(), Some(12));
+    let mut middle = [0; 6];
+    store.read_at("a/b/key", 6, &mut middle).unwrap();
+    assert_eq!(&middle, b"second");
+    assert_eq!(store.get("a/b/key", 100).unwrap(), b"first second");
+}
+
+fn an_upload_that_is_dropped_leaves_nothing(store: &dyn Store) {
+    let mut upload = store.create("dir/key", Existing::Refuse).unwrap();
+    upload.append(b"half").unwrap();
+    assert_eq!(store.list("dir").unwrap(), []);
+    drop(upload);
+    assert_eq!(store.size("dir/key").unwrap(), None);
+    assert_eq!(store.sweep_uploads("dir").unwrap(), 0);
+    // One whose process was killed is found by the sweep.
+    let mut upload = store.create("dir/key", Existing::Refuse).unwrap();
+    upload.append(b"half").unwrap();
+    std::mem::forget(upload);
+    assert_eq!(store.sweep_uploads("dir").unwrap(), 4);
+    assert_eq!(store.sweep_uploads("dir").unwrap(), 0);
+    assert_eq!(store.sweep_uploads("no/such/directory").unwrap(), 0);
+}
+
+fn an_existing_key_is_refused_or_replaced(store: &dyn Store) {
+    store.put("key", b"old", Existing::Refuse).unwrap();
+    let refused = store.put("key", b"new", Existing::Refuse).unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(libc::EEXIST));
+    assert_eq!(store.get("key", 3).unwrap(), b"old");
+    store.put("key", b"newer", Existing::Replace).unwrap();
+    assert_eq!(store.get("key", 5).unwrap(), b"newer");
+}
+
+fn reading_past_the_end_is_corruption(store: &dyn Store) {
+    store.put("key", b"12345", Existing::Refuse).unwrap();
+    let mut out = [0; 4];
+    store.read_at("key", 1, &mut out).unwrap();
+    for offset in [2, 5, 1 << 40] {
+        assert!(matches!(store.read_at("key", offset, &mut out), Err(Error::Corrupt { .. })));
+    }
+}
+
+fn what_is_not_there_is_told_apart(store: &dyn Store) {
+    assert_eq!(store.size("no/key").unwrap(), None);
+    let missing = |error: Error| assert_eq!(error.raw_os_error(), Some(libc::ENOENT), "{error}");
+    missing(store.read_at("no/key", 0, &mut [0]).unwrap_err());
+    missing(store.get("no/key", 10).unwrap_err());
+    missing(store.list("no").unwrap_err());
+}
+
+fn a_listing_has_children_only_and_in_order(store: &dyn Store) {
+    for key in ["d/b", "d/a", "d/c/deep", "e"] {
+        store.put(key, b"xy", Existing::Refuse).unwrap();
+    }
+    let entries = store.list("d").unwrap();
+    let seen: Vec<_> = entries.iter().map(|entry| (entry.name(), entry.bytes, entry.is_directory)).collect();
+    assert_eq!(seen, [("a", 2, false), ("b", 2, false), ("c", 0, true)]);
+    assert_eq!(entries[0].key, "d/a");
+}
+
+fn removal_is_idempotent(store: &dyn Store) {
+    store.put("d/key", b"x", Existing::Refuse).unwrap();
+    store.read_at("d/key", 0, &mut [0]).unwrap();
+    store.remove("d/key").unwrap();
+    store.remove("d/key").unwrap();
+    assert!(store.read_at("d/key", 0, &mut [0]).is_err());
+}
+
+fn a_small_read_has_a_limit(store: &dyn Store) {
+    store.put("key", &[7; 100], Existing::Refuse).unwrap();
+    assert!(store.get("key", 100).is_ok());
+    assert!(matches!(store.get("key", 99), Err(Error::Corrupt { .. })));
+}
+
+fn keys_stay_inside_the_store(store: &dyn Store) {
+    for key in ["", "/etc/passwd", "../key", "a/../../key"] {
+        assert!(store.put(key, b"x", Existing::Refuse).is_err(), "{key}");
+        assert!(store.get(key, 1).is_err(), "{key}");
+    }
+}

@@ -1,0 +1,286 @@
+//! The store in a directory of this machine (or of a network file system that is mounted here).
+//!
+//! An upload is a hidden file beside its final name, renamed when all of it is durable. Files that were read
+//! stay open, a bounded number of them, since a mount reads the same packs again and again.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::path::{Component, Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::{Entry, Existing, Store, Upload};
+use crate::io::durable;
+use crate::{Error, Result};
+
+/// Files kept open for reading. A process may commonly open 1024, and has other uses for them.
+const OPEN_FILES_MAX: usize = 256;
+/// The repository holds all of the database: nothing for others.
+const FILE_MODE: u32 = 0o640;
+const DIRECTORY_MODE: u32 = 0o750;
+/// Ends the name of an upload that is under way; see [`durable::create_beside`].
+const UPLOAD_SUFFIX: &str = ".part";
+
+/// A directory as a store.
+#[derive(Debug)]
+pub struct LocalStore {
+    root: PathBuf,
+    open_files: Mutex<OpenFiles>,
+}
+
+impl LocalStore {
+    /// The store in `root`, which need not exist yet.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into(), open_files: Mutex::default() }
+    }
+
+    fn path(&self, key: &str) -> Result<PathBuf> {
+        let path = Path::new(key);
+        let plain = !key.is_empty() && path.components().all(|part| matches!(part, Component::Normal(_)));
+        if plain { Ok(self.root.join(path)) } else { Err(Error::Refused(format!("\"{key}\" is not a key of a store"))) }
+    }
+
+    fn open_files(&self) -> std::sync::MutexGuard<'_, OpenFiles> {
+        // A panic elsewhere cannot leave the table half changed.
+        self.open_files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn opened(&self, key: &str, path: &Path) -> Result<Arc<File>> {
+        if let Some(file) = self.open_files().get(key) {
+            return Ok(file);
+        }
+        let file = Arc::new(File::open(path).map_err(|cause| Error::io("open", path, cause))?);
+        self.open_files().insert(key, &file);
+        Ok(file)
+    }
+}
+
+impl Store for LocalStore {
+    fn read_at(&self, key: &str, offset: u64, out: &mut [u8]) -> Result<()> {
+        let path = self.path(key)?;
+        let read = self.opened(key, &path)?.read_exact_at(out, offset);
+        read.map_err(|cause| {
+            // Whatever is wrong (a stale handle of a network file system, say), the next read opens it anew.
+            self.open_files().forget(key);
+            if cause.kind() == io::ErrorKind::UnexpectedEof {
+                Error::corrupt_at(&path, offset, format!("the file ends within the {} bytes wanted here", out.len()))
+            } else {
+                Error::io_at("read", &path, offset, cause)
+            }
+        })
+    }
+
+    fn size(&self, key: &str) -> Result<Option<u64>> {
+        let path = self.path(key)?;
+        match std::fs::metadata(&path) {
+            Ok(metadata) => Ok(Some(metadata.len())),
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(cause) => Err(Error::io("look at", &path, cause)),
+        }
+    }
+
+    fn list(&self, directory: &str) -> Result<Vec<Entry>> {
+        let path = self.path(directory)?;
+        let mut entries = Vec::new();
+        for_each_child(&path, |name, metadata| {
+            if !is_hidden(name) {
+                let bytes = if metadata.is_dir() { 0 } else { metadata.len() };
+                entries.push(Entry { key: format!("{directory}/{name}"), bytes, is_directory: metadata.is_dir() });
+            }
+            Ok(())
+        })?;
+        entries.sort_by(|one, other| one.key.cmp(&other.key));
+        Ok(entries)
+    }
+
+    fn get(&self, key: &str, limit: u64) -> Result<Vec<u8>> {
+        let path = self.path(key)?;
+        let mut bytes = Vec::new();
+        let file = File::open(&path).map_err(|cause| Error::io("open", &path, cause))?;
+        file.take(limit + 1).read_to_end(&mut bytes).map_err(|cause| Error::io("read", &path, cause))?;
+        if bytes.len() as u64 > limit {
+            return Err(Error::corrupt(&path, format!("longer than {limit} bytes")));
+        }
+        Ok(bytes)
+    }
+
+    fn create(&self, key: &str, existing: Existing) -> Result<Box<dyn Upload>> {
+        let path = self.path(key)?;
+        if let Some(parent) = path.parent() {
+            make_directories(parent)?;
+        }
+        let (temporary, file) = durable::create_beside(&path, FILE_MODE)?;
+        Ok(Box::new(LocalUpload { path, temporary, file, existing, written: 0, renamed: false }))
+    }
+
+    fn settle(&self, key: &str) -> Result<()> {
+        let path = self.path(key)?;
+        path.parent().map_or(Ok(()), durable::sync_directory)
+    }
+
+    fn remove(&self, key: &str) -> Result<()> {
+        self.open_files().forget(key);
+        durable::remove_durably(&self.path(key)?)
+    }
+
+    fn sweep_uploads(&self, directory: &str) -> Result<u64> {
+        let path = self.path(directory)?;
+        let mut leftovers = Vec::new();
+        let mut bytes = 0;
+        match for_each_child(&path, |name, metadata| {
+            if is_hidden(name) && name.ends_with(UPLOAD_SUFFIX) && metadata.is_file() {
+                leftovers.push(path.join(name));
+                bytes += metadata.len();
+            }
+            Ok(())
+        }) {
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(0),
+            other => other?,
+        }
+        leftovers.iter().try_for_each(|leftover| durable::remove_durably(leftover))?;
+        Ok(bytes)
+    }
+
+    fn describe(&self, key: &str) -> PathBuf {
+        self.root.join(key)
+    }
+
+    fn local_path(&self, key: &str) -> Option<PathBuf> {
+        self.path(key).ok()
+    }
+}
+
+struct LocalUpload {
+    path: PathBuf,
+    temporary: PathBuf,
+    file: File,
+    existing: Existing,
+    written: u64,
+    renamed: bool,
+}
+
+impl Upload for LocalUpload {
+    fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file.write_all(bytes).map_err(|cause| Error::io_at("write", &self.path, self.written, cause))?;
+        self.written += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn written(&self) -> u64 {
+        self.written
+    }
+
+    fn commit(mut self: Box<Self>) -> Result<()> {
+        durable::sync_file(&self.file, &self.path)?;
+        match self.existing {
+            Existing::Refuse => durable::rename_new_durably(&self.temporary, &self.path)?,
+            Existing::Replace => durable::rename_durably(&self.temporary, &self.path)?,
+        }
+        self.renamed = true;
+        Ok(())
+    }
+}
+
+impl Drop for LocalUpload {
+    fn drop(&mut self) {
+        if !self.renamed {
+            // What cannot be removed now is swept later; it is invisible either way.
+            let _ = std::fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+/// Makes `path` and its missing parents, each durably named by the one above.
+fn make_directories(path: &Path) -> Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    parent.map_or(Ok(()), make_directories)?;
+    match std::fs::DirBuilder::new().mode(DIRECTORY_MODE).create(path) {
+        Ok(()) => {}
+        Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(cause) => return Err(Error::io("create", path, cause)),
+    }
+    durable::sync_directory(parent.unwrap_or(Path::new(".")))
+}
+
+fn for_each_child(path: &Path, mut each: impl FnMut(&str, &std::fs::Metadata) -> Result<()>) -> Result<()> {
+    let list_error = |cause| Error::io("list", path, cause);
+    for child in std::fs::read_dir(path).map_err(list_error)? {
+        let child = child.map_err(list_error)?;
+        let metadata = match child.metadata() {
+            Ok(metadata) => metadata,
+            // Renamed or removed while we look: not there.
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => continue,
+            Err(cause) => return Err(Error::io("look at", child.path(), cause)),
+        };
+        // No key of ours is anything but ASCII: a file that somebody else put here.
+        if let Some(name) = child.file_name().to_str() {
+            each(name, &metadata)?;
+        }
+    }
+    Ok(())
+}
+
+fn is_hidden(name: &str) -> bool {
+    name.starts_with('.')
+}
+
+/// Open files by key; the one that was not used for longest makes room.
+#[derive(Debug, Default)]
+struct OpenFiles {
+    files: HashMap<String, (Arc<File>, u64)>,
+    clock: u64,
+}
+
+impl OpenFiles {
+    fn get(&mut self, key: &str) -> Option<Arc<File>> {
+        self.clock += 1;
+        let (file, used) = self.files.get_mut(key)?;
+        *used = self.clock;
+        Some(Arc::clone(file))
+    }
+
+    fn insert(&mut self, key: &str, file: &Arc<File>) {
+        if self.files.len() >= OPEN_FILES_MAX {
+            let oldest = self.files.iter().min_by_key(|(_, (_, used))| *used).map(|(key, _)| key.clone());
+            oldest.map(|key| self.files.remove(&key));
+        }
+        self.files.insert(key.to_owned(), (Arc::clone(file), self.clock));
+    }
+
+    fn forget(&mut self, key: &str) {
+        self.files.remove(key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::store::conformance;
+
+    #[test]
+    fn a_local_directory_conforms() {
+        let directory = tempfile::tempdir().unwrap();
+        conformance::run(&|name| Box::new(LocalStore::new(directory.path().join(name))));
+    }
+
+    #[test]
+    fn more_files_than_may_be_open_are_all_readable() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = LocalStore::new(directory.path());
+        for number in 0..OPEN_FILES_MAX + 10 {
+            store.put(&format!("many/{number}"), &number.to_le_bytes(), Existing::Refuse).unwrap();
+        }
+        for number in 0..OPEN_FILES_MAX + 10 {
+            let mut bytes = [0; 8];
+            store.read_at(&format!("many/{number}"), 0, &mut bytes).unwrap();
+            assert_eq!(bytes, number.to_le_bytes());
+        }
+        assert_eq!(store.open_files().files.len(), OPEN_FILES_MAX);
+    }
+}
