@@ -1,1 +1,12 @@
-//! Integration tests.
+//! The integration tests: real PostgreSQL, real mounts, faults, crashes, damage.
+//!
+//! One binary, so that it links once. A file here is a promise of the product; `support` is what tests stand on.
+//! A test that needs something of the machine starts with [`requires!`]: where it is missing the test says so by
+//! name and is counted as skipped; in CI it fails.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, missing_docs, dead_code, unreachable_pub)]
+
+#[macro_use]
+mod support;
+
+mod harness;

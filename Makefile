@@ -1,0 +1,51 @@
+# What README's commands and CI call. Each target installs what it misses on Debian, and says what it installs.
+CARGO ?= cargo
+export CARGO
+
+.PHONY: help build demo test lint bench bench-parts fuzz soak
+
+help:
+	@echo "make build   the release binary: target/release/pghydrant"
+	@echo "make demo    back up and restore a throw-away cluster (under two minutes, plus the build)"
+	@echo "make test    every test, with real PostgreSQL, FUSE mounts and loop devices"
+	@echo "make lint    formatting and clippy, warnings are errors; the fuzz workspace too"
+	@echo "make bench   whole restores against cp -a and the device's ceiling (10 GB of free disk)"
+	@echo "make fuzz    each fuzz target for a minute (FUZZ_SECONDS=60)"
+	@echo "make soak    the crash test with 400 kills instead of 20 (SOAK_KILLS=400)"
+
+build:
+	@scripts/install-dependencies.sh build
+	$(CARGO) build --release --locked --package pghydrant
+
+demo:
+	@scripts/install-dependencies.sh demo
+	$(CARGO) run --release --locked --package pghydrant -- demo
+
+test:
+	@scripts/install-dependencies.sh test
+	scripts/run-tests.sh
+
+lint:
+	@scripts/install-dependencies.sh build
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
+	$(CARGO) clippy --manifest-path fuzz/Cargo.toml --locked -- -D warnings
+
+bench:
+	@scripts/install-dependencies.sh bench
+	$(CARGO) build --release --locked --package pghydrant
+	benches/restore.sh
+
+# The parts alone, by criterion.
+bench-parts:
+	@scripts/install-dependencies.sh build
+	$(CARGO) bench --locked --package pghydrant-benches
+
+fuzz:
+	@scripts/install-dependencies.sh build
+	scripts/fuzz.sh
+
+soak:
+	@scripts/install-dependencies.sh test
+	PGHYDRANT_KILLS=$${SOAK_KILLS:-400} $(CARGO) test --locked --package pghydrant --test integration -- --nocapture killed_at_random_moments

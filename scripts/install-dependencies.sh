@@ -1,0 +1,95 @@
+#!/usr/bin/env bash
+# Installs what this machine lacks for: build | demo | test | bench. Fast when nothing is missing.
+#
+# Debian and its kin only: elsewhere it prints the list. An existing PostgreSQL cluster is never touched, and a
+# freshly installed PostgreSQL package is kept from creating and starting one.
+set -euo pipefail
+
+purpose=${1:-build}
+missing=()
+
+# need COMMAND PACKAGE: PACKAGE is wanted unless COMMAND can be run.
+need() {
+    command -v "$1" >/dev/null 2>&1 || PATH=$PATH:/usr/sbin:/sbin command -v "$1" >/dev/null 2>&1 || missing+=("$2")
+}
+
+# A server with pg_amcheck and pgbench beside it, of any major version: the binaries are outside of PATH in Debian.
+have_postgresql() {
+    local bin
+    for bin in /usr/lib/postgresql/*/bin /usr/pgsql-*/bin /usr/local/pgsql/bin; do
+        [ -x "$bin/postgres" ] && [ -x "$bin/pgbench" ] && [ -x "$bin/pg_verifybackup" ] && return 0
+    done
+    return 1
+}
+
+if ! command -v cargo >/dev/null 2>&1; then
+    echo "error: cargo is missing: install Rust 1.90 or later first (https://rustup.rs)" >&2
+    exit 1
+fi
+
+# cargo needs a linker; zstd, lz4 and BLAKE3 are compiled from their C and assembler sources.
+need cc gcc
+[ "$purpose" = build ] && need c++ g++
+if [ "$purpose" != build ]; then
+    have_postgresql || missing+=(postgresql)
+    need fusermount3 fuse3
+fi
+if [ "$purpose" = test ] || [ "$purpose" = bench ]; then
+    need mkfs.ext4 e2fsprogs
+    need losetup mount
+    need runuser util-linux
+    need fio fio
+fi
+if [ "$purpose" = test ]; then
+    need mkfs.xfs xfsprogs
+    need mkfs.btrfs btrfs-progs
+    need ps procps
+fi
+if [ "$purpose" = bench ]; then
+    need jq jq
+fi
+
+# On a machine without udev (a small VM, a container) nobody applies fuse3's own rule, MODE="0666".
+open_dev_fuse() {
+    [ "$purpose" != build ] && [ "$(id -u)" = 0 ] && [ -c /dev/fuse ] || return 0
+    [ "$(stat -c %a /dev/fuse)" != 666 ] && [ ! -d /run/udev/data ] || return 0
+    echo "giving /dev/fuse the mode that fuse3 gives it through udev: 0666"
+    chmod 0666 /dev/fuse || echo "warning: /dev/fuse stays closed to ordinary users" >&2
+}
+
+if [ ${#missing[@]} = 0 ]; then
+    open_dev_fuse
+    exit 0
+fi
+
+echo "missing here: ${missing[*]}"
+if ! command -v apt-get >/dev/null 2>&1; then
+    echo "error: this script installs on Debian only; please install what provides these Debian packages: ${missing[*]}" >&2
+    exit 1
+fi
+if [ "$(id -u)" = 0 ]; then
+    as_root=()
+elif command -v sudo >/dev/null 2>&1; then
+    as_root=(sudo)
+else
+    echo "error: installing needs root, and there is no sudo; as root: apt-get install ${missing[*]}" >&2
+    exit 1
+fi
+
+install() {
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@"
+}
+
+"${as_root[@]}" apt-get update -q
+no_cluster=/etc/postgresql-common/createcluster.d/pghydrant-no-main-cluster.conf
+case " ${missing[*]} " in
+*" postgresql "*)
+    # Debian's server package creates a cluster "main" and starts it, unless told not to before it is installed.
+    install postgresql-common
+    "${as_root[@]}" mkdir -p "${no_cluster%/*}"
+    echo "create_main_cluster = false" | "${as_root[@]}" tee "$no_cluster" >/dev/null
+    trap '"${as_root[@]}" rm -f "$no_cluster"' EXIT
+    ;;
+esac
+install "${missing[@]}"
+open_dev_fuse

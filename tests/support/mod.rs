@@ -1,0 +1,22 @@
+//! What the tests stand on: throw-away clusters, repositories, file systems, and processes that cannot outlive them.
+
+pub mod cluster;
+pub mod compare;
+pub mod filesystem;
+pub mod pghydrant;
+pub mod process;
+#[macro_use]
+pub mod requirements;
+pub mod repository;
+pub mod scratch;
+pub mod tools;
+
+pub use anyhow::{Context, Result, bail, ensure};
+
+pub use cluster::{Cluster, Instance};
+pub use pghydrant::Pghydrant;
+pub use process::{Finished, Run, Running};
+pub use repository::Repository;
+pub use requirements::Requirement::*;
+pub use scratch::Scratch;
+pub use tools::OsUser;
