@@ -1,0 +1,78 @@
+//! What a server's log says last: the reason, when it did not start or gave up.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom};
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+
+/// How much of a log's end is looked at: enough for hundreds of lines.
+const TAIL_BYTES: u64 = 64 << 10;
+/// How many lines of a message's `DETAIL`, `HINT` and context are kept.
+const FOLLOWING_LINES_MAX: usize = 6;
+
+/// The end of a log from byte `from` on (what was there before belongs to an earlier start), at most 64 KiB of it.
+/// A log that does not exist is empty.
+pub(crate) fn tail(path: &Path, from: u64) -> Result<String> {
+    let read = || -> std::io::Result<String> {
+        let mut file = File::open(path)?;
+        let end = file.seek(SeekFrom::End(0))?;
+        file.seek(SeekFrom::Start(from.max(end.saturating_sub(TAIL_BYTES)).min(end)))?;
+        let mut bytes = Vec::new();
+        file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    match read() {
+        Ok(text) => Ok(text),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(String::new()),
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+    }
+}
+
+/// The last `FATAL` or `PANIC` of a log with what follows of the same message; without one, its last lines.
+///
+/// A process's end is reported by the postmaster with `LOG` lines after the message that explains it, so the last
+/// line is seldom the reason. `FATAL:  the database system is starting up` and its like only answer early callers.
+pub(crate) fn last_failure(text: &str) -> Option<String> {
+    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    let is_reason = |line: &str| {
+        (line.contains("FATAL:  ") || line.contains("PANIC:  ")) && !line.contains("the database system is ")
+    };
+    let Some(at) = lines.iter().rposition(|line| is_reason(line)) else {
+        let from = lines.len().saturating_sub(3);
+        return (!lines.is_empty()).then(|| lines[from..].join("\n"));
+    };
+    let following = lines[at + 1..].iter().take(FOLLOWING_LINES_MAX).take_while(|line| {
+        ["DETAIL:  ", "HINT:  ", "CONTEXT:  "].iter().any(|kind| line.contains(kind)) || line.starts_with('\t')
+    });
+    let message: Vec<&str> = std::iter::once(&lines[at]).chain(following).map(|line| without_prefix(line)).collect();
+    Some(message.join("\n"))
+}
+
+/// The line from its severity on: what precedes it is `log_line_prefix`.
+fn without_prefix(line: &str) -> &str {
+    let severities = ["FATAL:  ", "PANIC:  ", "DETAIL:  ", "HINT:  ", "CONTEXT:  "];
+    severities.iter().filter_map(|severity| line.find(severity)).min().map_or(line.trim(), |at| &line[at..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_is_the_last_fatal_with_its_detail_and_hint() {
+        let text = "2026-11-22 08:15:00 UTC [1] LOG:  starting\n\
+            2026-11-22 08:15:00 UTC [2] FATAL:  the database system is starting up\n\
+            2026-11-22 08:15:01 UTC [3] FATAL:  recovery ended before configured recovery target was reached\n\
+            2026-11-22 08:15:01 UTC [3] HINT:  look elsewhere\n\
+            2026-11-22 08:15:01 UTC [1] LOG:  startup process (PID 3) exited with exit code 1\n";
+        let expected = "FATAL:  recovery ended before configured recovery target was reached\nHINT:  look elsewhere";
+        assert_eq!(last_failure(text).as_deref(), Some(expected));
+    }
+
+    #[test]
+    fn without_a_fatal_the_last_lines_are_told() {
+        assert_eq!(last_failure("one\ntwo\n\nthree\nfour\n").as_deref(), Some("two\nthree\nfour"));
+        assert_eq!(last_failure("\n"), None);
+    }
+}
