@@ -170,7 +170,9 @@ fn refused(conninfo: &Conninfo, error: &tokio_postgres::Error) -> anyhow::Error 
     let peer = error.as_db_error().is_some_and(|server| server.message().starts_with("Peer authentication failed"));
     if peer {
         let user = conninfo.user();
-        return failure.hint(format!("run this as the operating system user \"{user}\", or log in with a password")).into();
+        return failure
+            .hint(format!("run this as the operating system user \"{user}\", or log in with a password"))
+            .into();
     }
     failure.into()
 }

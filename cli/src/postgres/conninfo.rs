@@ -70,7 +70,10 @@ impl Surroundings for Machine {
     fn password_file(&self, path: &Path) -> Option<String> {
         let metadata = std::fs::metadata(path).ok().filter(|metadata| metadata.is_file())?;
         if metadata.mode() & 0o077 != 0 {
-            tracing::warn!("password file {} is readable by others and is not used; mode 0600 is right", path.display());
+            tracing::warn!(
+                "password file {} is readable by others and is not used; mode 0600 is right",
+                path.display()
+            );
             return None;
         }
         std::fs::read_to_string(path).ok()
@@ -102,7 +105,9 @@ impl Conninfo {
         if matches!(config.get_ssl_mode(), SslMode::Require)
             || variable("PGSSLMODE").is_some_and(|mode| mode == "require" || mode.starts_with("verify"))
         {
-            bail!("the connection demands TLS, which is not supported yet: connect through a socket or sslmode=disable");
+            bail!(
+                "the connection demands TLS, which is not supported yet: connect through a socket or sslmode=disable"
+            );
         }
         config.ssl_mode(SslMode::Disable);
         if config.get_ports().is_empty() {
@@ -294,7 +299,8 @@ fn password_in(text: &str, wanted: &[String; 4]) -> Option<String> {
             }
         }
         let [host, port, database, user, password] = <[String; 5]>::try_from(fields).ok()?;
-        let matches = [host, port, database, user].iter().zip(wanted).all(|(field, wanted)| field == "*" || field == wanted);
+        let matches =
+            [host, port, database, user].iter().zip(wanted).all(|(field, wanted)| field == "*" || field == wanted);
         matches.then_some(password)
     })
 }
@@ -343,7 +349,9 @@ mod tests {
 
     #[test]
     fn tls_is_refused_and_never_silently_left_out() {
-        for text in ["sslmode=require", "host=db sslmode=verify-full sslrootcert=x", "postgresql://db/x?sslmode=require"] {
+        for text in
+            ["sslmode=require", "host=db sslmode=verify-full sslrootcert=x", "postgresql://db/x?sslmode=require"]
+        {
             assert!(Conninfo::resolve_in(text, &BARE).unwrap_err().to_string().contains("TLS"), "{text}");
         }
         assert!(Conninfo::resolve_in("sslmode=prefer", &BARE).is_ok());
@@ -361,7 +369,8 @@ mod tests {
 
     #[test]
     fn the_password_comes_from_the_first_line_that_matches() {
-        let fake = Fake { variables: vec![("HOME", "/h")], passwords: "# c\nother:*:*:*:no\n*:*:*:m\\:e:a:b\\:c\n*:*:*:*:z" };
+        let fake =
+            Fake { variables: vec![("HOME", "/h")], passwords: "# c\nother:*:*:*:no\n*:*:*:m\\:e:a:b\\:c\n*:*:*:*:z" };
         let found = Conninfo::resolve_in("host=db user=m:e", &fake).unwrap();
         assert_eq!(found.config.get_password(), Some(&b"a:b:c"[..]));
         let local = Fake { variables: vec![("HOME", "/h")], passwords: "localhost:5432:*:*:here" };

@@ -61,7 +61,8 @@ const DATA_CHECKSUM_VERSION: usize = WAL_SEGMENT_BYTES + 24;
 const CRC_13: usize = DATA_CHECKSUM_VERSION + 4 + 32;
 const CRC_18: usize = CRC_13 + 4;
 
-const _: () = assert!(MIN_RECOVERY_POINT == 136 && FLOAT_FORMAT == 208 && DATA_CHECKSUM_VERSION == 252 && CRC_13 == 288);
+const _: () =
+    assert!(MIN_RECOVERY_POINT == 136 && FLOAT_FORMAT == 208 && DATA_CHECKSUM_VERSION == 252 && CRC_13 == 288);
 
 /// What `DBState` says of the last start or stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -211,7 +211,11 @@ fn read_back(mut file: std::fs::File) -> std::io::Result<String> {
 /// The options as `pg_ctl -o` passes them through a shell: each in single quotes.
 fn shell_options(options: &[(&str, &str)]) -> String {
     let quoted = |text: String| format!("'{}'", text.replace('\'', r"'\''"));
-    options.iter().map(|(name, value)| format!("-c {}", quoted(format!("{name}={value}")))).collect::<Vec<_>>().join(" ")
+    options
+        .iter()
+        .map(|(name, value)| format!("-c {}", quoted(format!("{name}={value}"))))
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 #[cfg(test)]
@@ -221,9 +225,6 @@ mod tests {
     #[test]
     fn options_survive_the_shell() {
         let options = [("port", "5433"), ("restore_command", "cp '/a b/%f' \"%p\" $HOME")];
-        assert_eq!(
-            shell_options(&options),
-            r#"-c 'port=5433' -c 'restore_command=cp '\''/a b/%f'\'' "%p" $HOME'"#
-        );
+        assert_eq!(shell_options(&options), r#"-c 'port=5433' -c 'restore_command=cp '\''/a b/%f'\'' "%p" $HOME'"#);
     }
 }

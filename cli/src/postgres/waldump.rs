@@ -155,12 +155,7 @@ struct Window {
 }
 
 impl Window {
-    fn ensure(
-        &mut self,
-        number: u64,
-        name: &str,
-        fetch: &mut dyn FnMut(&str, &Path) -> Result<bool>,
-    ) -> Result<bool> {
+    fn ensure(&mut self, number: u64, name: &str, fetch: &mut dyn FnMut(&str, &Path) -> Result<bool>) -> Result<bool> {
         if self.present.iter().any(|(known, _)| *known == number) {
             return Ok(true);
         }
@@ -309,7 +304,9 @@ mod tests {
             prev 0/03000110, desc: RESTORE_POINT before, desc: drop";
         let expected = Event::RestorePoint { name: "before, desc: drop".to_owned() };
         assert_eq!(parse_line(named).map(|record| record.event), Some(expected));
-        for other in ["", "first record is after 0/3000000, at 0/3000028, skipping over 40 bytes", "rmgr: XLOG, desc: x"] {
+        for other in
+            ["", "first record is after 0/3000000, at 0/3000028, skipping over 40 bytes", "rmgr: XLOG, desc: x"]
+        {
             assert_eq!(parse_line(other), None);
         }
     }
