@@ -3,6 +3,8 @@
 //! This crate knows no FUSE, no PostgreSQL process and no terminal. What it knows of PostgreSQL is what the
 //! bytes need: the page checksum, the names of WAL segments, timelines.
 
+pub mod blocks;
+pub mod cache;
 pub mod checksum;
 pub mod codec;
 pub mod error;
