@@ -34,7 +34,12 @@ impl Blocks {
         unimplemented!()
     }
     /// Reads one block into `out`, which has the block's length.
-    pub fn read_block<'out>(&self, record: &BlockRecord, out: &'out mut [u8], scratch: &mut Scratch) -> Result<Verified<&'out mut [u8]>> {
+    pub fn read_block<'out>(
+        &self,
+        record: &BlockRecord,
+        out: &'out mut [u8],
+        scratch: &mut Scratch,
+    ) -> Result<Verified<&'out mut [u8]>> {
         unimplemented!()
     }
     /// Reads bytes of a file, as many as `out` holds or the file has from `offset` on; every block they come from is
@@ -50,6 +55,12 @@ impl Blocks {
 /// [`Content::Stored`]: crate::format::block::Content::Stored
 /// [`Content::Patched`]: crate::format::block::Content::Patched
 #[allow(unused_variables, clippy::unimplemented)]
-pub fn decode_verified<'out>(record: &BlockRecord, base: &[u8], patch: &[u8], out: &'out mut [u8], scratch: &mut Scratch) -> Result<Verified<&'out mut [u8]>, Damage> {
+pub fn decode_verified<'out>(
+    record: &BlockRecord,
+    base: &[u8],
+    patch: &[u8],
+    out: &'out mut [u8],
+    scratch: &mut Scratch,
+) -> Result<Verified<&'out mut [u8]>, Damage> {
     unimplemented!()
 }

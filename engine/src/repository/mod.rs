@@ -228,7 +228,8 @@ pub(crate) fn get_json<T: serde::de::DeserializeOwned>(store: &dyn Store, key: &
         minimum_reader: u16,
     }
     let bytes = store.get(key, DESCRIPTION_BYTES_MAX)?;
-    let refuse = |cause: serde_json::Error| Error::corrupt(store.describe(key), format!("not what it should be: {cause}"));
+    let refuse =
+        |cause: serde_json::Error| Error::corrupt(store.describe(key), format!("not what it should be: {cause}"));
     let version: Version = serde_json::from_slice(&bytes).map_err(refuse)?;
     refuse_newer(&store.describe(key), version.minimum_reader)?;
     serde_json::from_slice(&bytes).map_err(refuse)

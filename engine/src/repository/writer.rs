@@ -108,7 +108,12 @@ impl BackupWriter {
 impl PackWriter {
     /// Stores one block. `hash` saves hashing again; `parent` is the record at the same place in the parent backup, of
     /// a block of the same length.
-    pub fn put(&mut self, raw: &[u8], hash: Option<Hash>, parent: Option<&BlockRecord>) -> Result<(BlockRecord, Outcome)> {
+    pub fn put(
+        &mut self,
+        raw: &[u8],
+        hash: Option<Hash>,
+        parent: Option<&BlockRecord>,
+    ) -> Result<(BlockRecord, Outcome)> {
         unimplemented!()
     }
     /// Makes the last pack durable. A worker that is dropped without it makes [`BackupWriter::finish`] fail.

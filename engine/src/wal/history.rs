@@ -71,7 +71,8 @@ mod tests {
 
     use super::*;
 
-    const TEXT: &str = "1\t0/A000198\tbefore 2026-11-22 08:15:00+00\n# a comment\n\n  3\t0/B000000\tno recovery target\n";
+    const TEXT: &str =
+        "1\t0/A000198\tbefore 2026-11-22 08:15:00+00\n# a comment\n\n  3\t0/B000000\tno recovery target\n";
 
     #[test]
     fn ancestors_are_read_in_order() {

@@ -95,7 +95,9 @@ impl WalFile {
         match rest {
             "" => Some(Self::Segment(segment)),
             ".partial" => Some(Self::Partial(segment)),
-            _ => hex8(rest.strip_prefix('.')?.strip_suffix(".backup")?).map(|offset| Self::BackupLabel(segment, offset)),
+            _ => {
+                hex8(rest.strip_prefix('.')?.strip_suffix(".backup")?).map(|offset| Self::BackupLabel(segment, offset))
+            }
         }
     }
 
