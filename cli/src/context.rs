@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use engine::repository::{Cluster, Repository};
 use engine::units::ClusterName;
 
 use crate::arguments::{ClusterOption, Global, RepositoryOption};
@@ -59,6 +60,11 @@ impl Context {
         Ok(std::path::absolute(PathBuf::from(path))?)
     }
 
+    /// The repository, open.
+    pub(crate) fn repository(&self, option: &RepositoryOption) -> anyhow::Result<Repository> {
+        Ok(Repository::open(&self.repository_path(option)?)?)
+    }
+
     /// The cluster's name.
     pub(crate) fn cluster_name(&self, option: &ClusterOption) -> anyhow::Result<ClusterName> {
         match self.optional_cluster_name(option)? {
@@ -76,6 +82,12 @@ impl Context {
         let name = name.to_string_lossy().into_owned();
         let parsed = ClusterName::try_from(name);
         parsed.map(Some).map_err(|refusal| Failure::new(Exit::Usage, format!("{refusal} (from {source})")).into())
+    }
+
+    /// The cluster, open.
+    pub(crate) fn cluster(&self, repository: &RepositoryOption, cluster: &ClusterOption) -> anyhow::Result<Cluster> {
+        let name = self.cluster_name(cluster)?;
+        Ok(self.repository(repository)?.cluster(&name)?)
     }
 
     /// Where sessions are kept: made by whoever writes the first.
