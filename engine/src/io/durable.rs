@@ -9,6 +9,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -67,6 +68,16 @@ pub fn rename_new_durably(from: &Path, to: &Path) -> Result<()> {
         }
         Err(cause) => Err(Error::io("rename to", to, cause)),
     }
+}
+
+/// The bare rename, within directories that are open already; whoever calls it syncs them.
+pub(super) fn rename_at(
+    from: BorrowedFd<'_>,
+    name: &Path,
+    to: BorrowedFd<'_>,
+    new_name: &Path,
+) -> rustix::io::Result<()> {
+    rustix::fs::renameat(from, name, to, new_name)
 }
 
 /// Writes the file `path` so that a reader sees either what was there before or all of `bytes`, after any crash.

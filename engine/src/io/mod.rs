@@ -1,3 +1,15 @@
 //! The disk: durability, buffers, and the one waist that all data-path I/O passes through.
 
+pub mod buffer;
+pub mod disk;
 pub mod durable;
+pub mod local;
+#[cfg(test)]
+mod local_tests;
+mod plain;
+mod ring;
+mod transfer;
+
+pub use buffer::{BUFFER_BYTES, Buffer, buffers};
+pub use disk::{Disk, Found, Open, OpenFile, Owner, Place, Queue, Root};
+pub use local::{Engine, LocalDisk};
