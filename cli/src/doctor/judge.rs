@@ -1,0 +1,247 @@
+//! What a machine's state means for a restore, and the command that cures it. Pure.
+
+use serde::Serialize;
+
+use super::survey::{Machine, Place};
+use crate::human;
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Verdict {
+    /// As it should be.
+    Ok,
+    /// Works; would be faster or easier with the cure.
+    Advice,
+    /// A restore cannot do without.
+    Missing,
+}
+
+impl Verdict {
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Advice => "advice",
+            Self::Missing => "missing",
+        }
+    }
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Finding {
+    pub(super) verdict: Verdict,
+    pub(super) subject: &'static str,
+    pub(super) detail: String,
+    pub(super) cure: Option<String>,
+}
+
+fn ok(subject: &'static str, detail: impl Into<String>) -> Finding {
+    Finding { verdict: Verdict::Ok, subject, detail: detail.into(), cure: None }
+}
+
+fn advice(subject: &'static str, detail: impl Into<String>, cure: impl Into<String>) -> Finding {
+    Finding { verdict: Verdict::Advice, subject, detail: detail.into(), cure: Some(cure.into()) }
+}
+
+fn missing(subject: &'static str, detail: impl Into<String>, cure: impl Into<String>) -> Finding {
+    Finding { verdict: Verdict::Missing, subject, detail: detail.into(), cure: Some(cure.into()) }
+}
+
+/// Everything that was looked at, in the order in which a restore needs it.
+pub(super) fn judge(machine: &Machine) -> Vec<Finding> {
+    let mut findings = postgresql(machine);
+    findings.extend(repository(machine));
+    findings.push(io_uring(machine));
+    findings.push(memlock(machine));
+    findings.push(huge_pages(machine));
+    findings.extend(fuse(machine));
+    findings.push(place("sessions", &machine.state, "--state DIR"));
+    findings.push(place("mounts", &machine.mount_directory, "mount_dir = \"DIR\" in pghydrant.toml"));
+    findings
+}
+
+fn postgresql(machine: &Machine) -> Vec<Finding> {
+    if machine.postgres.is_empty() {
+        let cure = "apt-get install postgresql, or name the directory with --pg-bin or pg_bin";
+        return vec![missing("PostgreSQL", "no server programs found", cure)];
+    }
+    let finding = |server: &super::survey::Server| {
+        let found = format!("{} in {}", server.version, server.directory.display());
+        if server.absent.is_empty() {
+            return ok("PostgreSQL", found);
+        }
+        let cure = "install the server's contrib package";
+        advice("PostgreSQL", format!("{found}, without {}", server.absent.join(", ")), cure)
+    };
+    machine.postgres.iter().map(finding).collect()
+}
+
+fn repository(machine: &Machine) -> Option<Finding> {
+    let (path, opened) = machine.repository.as_ref()?;
+    Some(match opened {
+        Ok(format) => ok("repository", format!("{}, {format}", path.display())),
+        Err(refusal) => missing("repository", refusal, format!("pghydrant init --repo {}", path.display())),
+    })
+}
+
+fn io_uring(machine: &Machine) -> Finding {
+    let kernel = &machine.kernel;
+    let threads = "the copier uses threads instead, at a higher cost";
+    match (machine.io_uring, machine.io_uring_disabled) {
+        (true, _) => ok("io_uring", format!("kernel {kernel}")),
+        (false, Some(1 | 2)) => {
+            advice("io_uring", format!("switched off; {threads}"), "sysctl kernel.io_uring_disabled=0")
+        }
+        (false, _) => advice(
+            "io_uring",
+            format!("kernel {kernel} refuses it; {threads}"),
+            "a kernel from 5.6 on; in a container, a seccomp profile that allows io_uring_setup, _enter and _register",
+        ),
+    }
+}
+
+fn memlock(machine: &Machine) -> Finding {
+    let wanted = machine.buffer_bytes;
+    match machine.memlock_bytes {
+        _ if machine.root => ok("locked memory", "root has no limit"),
+        None => ok("locked memory", "unlimited"),
+        Some(limit) if limit >= wanted => ok("locked memory", format!("up to {}", human::bytes(limit))),
+        Some(limit) => advice(
+            "locked memory",
+            format!("limit {}, buffers want {}", human::bytes(limit), human::bytes(wanted)),
+            format!("ulimit -l {} (lasting: memlock in /etc/security/limits.conf)", wanted / 1024),
+        ),
+    }
+}
+
+fn huge_pages(machine: &Machine) -> Finding {
+    let reserved = machine.huge_pages_free * machine.huge_page_kib * 1024;
+    let transparent = machine.transparent_huge_pages.as_deref().unwrap_or_default();
+    if reserved >= machine.buffer_bytes {
+        return ok("huge pages", format!("{} reserved and free", human::bytes(reserved)));
+    }
+    if transparent.contains("[always]") || transparent.contains("[madvise]") {
+        return ok("huge pages", "transparent ones, on request");
+    }
+    let pages = machine.buffer_bytes.div_ceil((machine.huge_page_kib * 1024).max(1 << 20));
+    advice("huge pages", "none: direct I/O costs more processor time", format!("sysctl vm.nr_hugepages={pages}"))
+}
+
+fn fuse(machine: &Machine) -> Vec<Finding> {
+    let way_out = "or restore with --source blocks";
+    let mut findings = Vec::new();
+    findings.push(match &machine.fuse_device {
+        Ok(()) => ok("FUSE", "/dev/fuse opens"),
+        Err(cause) if cause.contains("no such") => {
+            advice("FUSE", format!("/dev/fuse: {cause}"), format!("modprobe fuse, {way_out}"))
+        }
+        Err(cause) => advice("FUSE", format!("/dev/fuse: {cause}"), format!("chmod 0666 /dev/fuse, {way_out}")),
+    });
+    findings.push(match &machine.fusermount {
+        Some(program) => ok("fusermount3", program.display().to_string()),
+        None if machine.root => ok("fusermount3", "not installed; root mounts without it"),
+        None => advice("fusermount3", "not installed", format!("apt-get install fuse3, {way_out}")),
+    });
+    if !machine.root {
+        findings.push(if machine.user_allow_other {
+            ok("user_allow_other", "set in /etc/fuse.conf")
+        } else {
+            let cure = "echo user_allow_other >> /etc/fuse.conf, as root";
+            advice("user_allow_other", "not set: other users cannot see your mounts", cure)
+        });
+    }
+    findings
+}
+
+fn place(subject: &'static str, place: &Place, option: &str) -> Finding {
+    let free = place.free_bytes.map(|bytes| format!(", {} free", human::bytes(bytes))).unwrap_or_default();
+    match &place.writable {
+        Ok(()) => ok(subject, format!("{}{free}", place.path.display())),
+        Err(cause) => {
+            advice(subject, format!("{}: {cause}", place.path.display()), format!("choose another: {option}"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::survey::{Server, allows_other, meminfo_field};
+    use super::*;
+
+    fn place_ok(path: &str) -> Place {
+        Place { path: path.into(), writable: Ok(()), free_bytes: Some(1 << 30) }
+    }
+
+    fn good() -> Machine {
+        Machine {
+            root: false,
+            kernel: "6.1.0".to_owned(),
+            io_uring_disabled: Some(0),
+            io_uring: true,
+            memlock_bytes: None,
+            buffer_bytes: 128 << 20,
+            huge_pages_free: 64,
+            huge_page_kib: 2048,
+            transparent_huge_pages: Some("always madvise [never]".to_owned()),
+            fuse_device: Ok(()),
+            fusermount: Some("/usr/bin/fusermount3".into()),
+            user_allow_other: true,
+            postgres: vec![Server { directory: "/bin".into(), version: "15.1".to_owned(), absent: vec![] }],
+            state: place_ok("/var/lib/pghydrant"),
+            mount_directory: place_ok("/run/media/pghydrant"),
+            repository: None,
+        }
+    }
+
+    fn found(machine: &Machine, subject: &str) -> Finding {
+        judge(machine).into_iter().find(|finding| finding.subject == subject).unwrap()
+    }
+
+    #[test]
+    fn a_good_machine_gets_no_advice() {
+        assert!(judge(&good()).iter().all(|finding| finding.verdict == Verdict::Ok && finding.cure.is_none()));
+    }
+
+    #[test]
+    fn what_a_restore_cannot_do_without_is_missing_and_has_a_cure() {
+        let no_server = Machine { postgres: vec![], ..good() };
+        assert_eq!(found(&no_server, "PostgreSQL").verdict, Verdict::Missing);
+        let no_repository = Machine { repository: Some(("/r".into(), Err("gone".to_owned()))), ..good() };
+        assert_eq!(found(&no_repository, "repository").verdict, Verdict::Missing);
+    }
+
+    #[test]
+    fn what_only_makes_it_better_is_advice_with_a_cure() {
+        let poor = Machine {
+            memlock_bytes: Some(8 << 20),
+            huge_pages_free: 0,
+            fuse_device: Err("permission denied".to_owned()),
+            fusermount: None,
+            io_uring: false,
+            io_uring_disabled: Some(2),
+            user_allow_other: false,
+            ..good()
+        };
+        for subject in ["io_uring", "locked memory", "huge pages", "FUSE", "fusermount3", "user_allow_other"] {
+            let finding = found(&poor, subject);
+            assert_eq!(finding.verdict, Verdict::Advice, "{subject}");
+            assert!(finding.cure.is_some(), "{subject}");
+        }
+        assert_eq!(found(&poor, "io_uring").cure.unwrap(), "sysctl kernel.io_uring_disabled=0");
+        assert_eq!(found(&poor, "huge pages").cure.unwrap(), "sysctl vm.nr_hugepages=64");
+        assert_eq!(found(&Machine { root: true, ..poor }, "locked memory").verdict, Verdict::Ok);
+    }
+
+    #[test]
+    fn the_kernels_tables_are_read() {
+        assert_eq!(
+            meminfo_field("HugePages_Free:       12\nHugepagesize:       2048 kB\n", "Hugepagesize"),
+            Some(2048)
+        );
+        assert_eq!(meminfo_field("", "HugePages_Free"), None);
+        assert!(allows_other("# x\nuser_allow_other\n"));
+        assert!(!allows_other("#user_allow_other\n"));
+    }
+}

@@ -1,0 +1,147 @@
+//! Reads this machine: no verdicts here.
+
+use std::ffi::OsStr;
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use rustix::process::{Resource, getrlimit};
+
+use super::Arguments;
+use crate::context::Context;
+use crate::postgres::binaries::Binaries;
+
+/// Programs of PostgreSQL that a restore or its checks call.
+pub(super) const PROGRAMS: [&str; 6] =
+    ["pg_ctl", "pg_controldata", "pg_waldump", "pg_verifybackup", "pg_checksums", "pg_amcheck"];
+
+/// What the machine is like.
+#[derive(Clone, Debug)]
+pub(super) struct Machine {
+    pub(super) root: bool,
+    pub(super) kernel: String,
+    /// `/proc/sys/kernel/io_uring_disabled`; kernels before 6.6 have none.
+    pub(super) io_uring_disabled: Option<u32>,
+    /// A ring could be set up; without it the copier uses threads.
+    pub(super) io_uring: bool,
+    /// `None` is unlimited.
+    pub(super) memlock_bytes: Option<u64>,
+    pub(super) buffer_bytes: u64,
+    pub(super) huge_pages_free: u64,
+    pub(super) huge_page_kib: u64,
+    /// The line of `/sys/kernel/mm/transparent_hugepage/enabled`.
+    pub(super) transparent_huge_pages: Option<String>,
+    pub(super) fuse_device: Result<(), String>,
+    pub(super) fusermount: Option<PathBuf>,
+    pub(super) user_allow_other: bool,
+    pub(super) postgres: Vec<Server>,
+    pub(super) state: Place,
+    pub(super) mount_directory: Place,
+    /// With the repository's own words when it does not open.
+    pub(super) repository: Option<(PathBuf, Result<String, String>)>,
+}
+
+/// Server programs of one version.
+#[derive(Clone, Debug)]
+pub(super) struct Server {
+    pub(super) directory: PathBuf,
+    pub(super) version: String,
+    pub(super) absent: Vec<&'static str>,
+}
+
+/// A directory that we write to, or the nearest existing one above it.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    pub(super) path: PathBuf,
+    pub(super) writable: Result<(), String>,
+    pub(super) free_bytes: Option<u64>,
+}
+
+pub(super) fn survey(arguments: &Arguments, context: &Context) -> Result<Machine> {
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let disabled = read_number("/proc/sys/kernel/io_uring_disabled");
+    let repository = context.repository_path(&arguments.repository).ok().map(|path| {
+        let opened = engine::repository::Repository::open(&path).map_err(|error| error.to_string());
+        let described = opened.map(|repository| format!("format {}", repository.info().format));
+        (path, described)
+    });
+    let chosen = context.settings.get("mount_dir", None).map(|(path, _)| PathBuf::from(path));
+    Ok(Machine {
+        root: rustix::process::geteuid().is_root(),
+        kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+        io_uring_disabled: disabled,
+        io_uring: disabled.is_none_or(|level| level == 0),
+        memlock_bytes: getrlimit(Resource::Memlock).current,
+        buffer_bytes: context.memory_bytes()?,
+        huge_pages_free: meminfo_field(&meminfo, "HugePages_Free").unwrap_or(0),
+        huge_page_kib: meminfo_field(&meminfo, "Hugepagesize").unwrap_or(0),
+        transparent_huge_pages: fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").ok(),
+        fuse_device: open_fuse().map_err(|cause| words(&cause)),
+        fusermount: fusermount(),
+        user_allow_other: fs::read_to_string("/etc/fuse.conf").is_ok_and(|text| allows_other(&text)),
+        postgres: Binaries::installed().iter().map(Server::of).collect(),
+        state: Place::at(&context.state_directory()?),
+        mount_directory: Place::at(&chosen.unwrap_or_else(|| PathBuf::from("/run/media/pghydrant"))),
+        repository,
+    })
+}
+
+/// Why no backup can be mounted by this user here, if that is so.
+pub(crate) fn fuse_is_missing() -> Option<String> {
+    if let Err(cause) = open_fuse() {
+        return Some(format!("FUSE cannot be used here (/dev/fuse: {})", words(&cause)));
+    }
+    let root = rustix::process::geteuid().is_root();
+    (!root && fusermount().is_none()).then(|| "FUSE cannot be used here (no fusermount3)".to_owned())
+}
+
+fn open_fuse() -> io::Result<()> {
+    OpenOptions::new().read(true).write(true).open("/dev/fuse").map(drop)
+}
+
+fn fusermount() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).map(|directory| directory.join("fusermount3")).find(|program| program.is_file())
+}
+
+/// A line `user_allow_other` that is no comment.
+pub(super) fn allows_other(text: &str) -> bool {
+    text.lines().any(|line| line.trim() == "user_allow_other")
+}
+
+/// `HugePages_Free:       12` or `Hugepagesize:       2048 kB`.
+pub(super) fn meminfo_field(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+fn read_number(path: &str) -> Option<u32> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// The kernel's words without Rust's "(os error N)".
+fn words(cause: &io::Error) -> String {
+    let text = cause.to_string();
+    text.split(" (os error").next().unwrap_or_default().to_lowercase()
+}
+
+impl Server {
+    fn of(binaries: &Binaries) -> Self {
+        Self {
+            directory: binaries.directory().to_owned(),
+            version: binaries.version().to_string(),
+            absent: PROGRAMS.into_iter().filter(|name| !binaries.has(name)).collect(),
+        }
+    }
+}
+
+impl Place {
+    fn at(path: &Path) -> Self {
+        let existing = path.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"));
+        let access = rustix::fs::access(existing.as_os_str() as &OsStr, rustix::fs::Access::WRITE_OK);
+        let free = rustix::fs::statvfs(existing).ok().map(|status| status.f_bavail * status.f_frsize);
+        let refused = |errno: rustix::io::Errno| format!("{}: {}", existing.display(), words(&errno.into()));
+        Self { path: path.to_owned(), writable: access.map_err(refused), free_bytes: free }
+    }
+}
