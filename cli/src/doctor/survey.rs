@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use engine::io::{Engine, LocalDisk};
 use rustix::process::{Resource, getrlimit};
 
 use super::Arguments;
@@ -71,7 +72,7 @@ pub(super) fn survey(arguments: &Arguments, context: &Context) -> Result<Machine
         root: rustix::process::geteuid().is_root(),
         kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
         io_uring_disabled: disabled,
-        io_uring: disabled.is_none_or(|level| level == 0),
+        io_uring: LocalDisk::new().engine() == Engine::Ring,
         memlock_bytes: getrlimit(Resource::Memlock).current,
         buffer_bytes: context.memory_bytes()?,
         huge_pages_free: meminfo_field(&meminfo, "HugePages_Free").unwrap_or(0),

@@ -108,10 +108,12 @@ impl Binaries {
     pub(crate) fn installed() -> Vec<Self> {
         let mut found: Vec<Self> = Vec::new();
         for directory in candidate_directories() {
+            // A link in PATH leads to the package's own directory, where the other programs are.
+            let Ok(postgres) = directory.join("postgres").canonicalize() else { continue };
+            let Some(directory) = postgres.parent() else { continue };
             // A directory without a working `postgres` is simply none of ours.
             if !found.iter().any(|known| known.directory == directory)
-                && directory.join("postgres").is_file()
-                && let Ok(binaries) = Self::in_directory(&directory)
+                && let Ok(binaries) = Self::in_directory(directory)
             {
                 found.push(binaries);
             }

@@ -50,6 +50,11 @@ impl LocalDisk {
         Self::with(engine, true)
     }
 
+    /// What it moves bytes with.
+    pub fn engine(&self) -> Engine {
+        self.engine
+    }
+
     /// With this engine and no other; `direct` false goes through the page cache.
     pub fn with(engine: Engine, direct: bool) -> Self {
         Self { engine, direct, request_bytes: REQUEST_BYTES_MAX }
