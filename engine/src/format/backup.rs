@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::codec::Compression;
+use crate::format::Malformed;
+use crate::format::repository::{read_json, write_json};
 use crate::units::{BackupLabel, BlockSize, ClusterName, Lsn, SystemIdentifier, Timeline};
 
 /// A backup's description. Fields are only ever added; unknown ones are kept readable by serde's default.
@@ -42,6 +44,18 @@ pub struct BackupInfo {
     pub manifest: ManifestInfo,
     /// Counts.
     pub totals: Totals,
+}
+
+impl BackupInfo {
+    /// The file's content.
+    pub fn to_json(&self) -> Result<Vec<u8>, Malformed> {
+        write_json(self)
+    }
+
+    /// What the file's content says.
+    pub fn from_json(bytes: &[u8]) -> Result<Self, Malformed> {
+        read_json(bytes, "backup")
+    }
 }
 
 /// The server that was backed up.

@@ -9,11 +9,19 @@ use crate::error::Error;
 
 pub mod backup;
 pub mod block;
+mod fields;
 pub mod file;
+pub mod header;
+pub mod manifest;
+pub mod pack;
 pub mod patch;
+pub mod repository;
+pub mod wal;
 
 /// The format that this version writes, and the newest that it reads.
 pub const FORMAT: u16 = 1;
+/// The oldest reader that understands what this version writes.
+pub const MINIMUM_READER: u16 = 1;
 
 /// Why bytes were refused. The parsers know no path: the caller, who does, makes an [`Error`] of it with
 /// [`Malformed::in_file`].
@@ -55,7 +63,6 @@ impl Malformed {
     }
 
     /// The same damage, seen from bytes that hold the parsed ones from `offset` on.
-    #[allow(dead_code)]
     pub(crate) fn shifted(self, by: usize) -> Self {
         match self {
             Self::Damaged { offset, detail } => Self::Damaged { offset: offset.saturating_add(by), detail },

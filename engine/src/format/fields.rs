@@ -1,0 +1,36 @@
+//! Little-endian numbers at fixed places of fixed-size records.
+//!
+//! The places are constants that chain (`VERSION = MAGIC.end..MAGIC.end + 2`), the records are arrays whose length the
+//! caller has checked, so none of these can be out of bounds for any content; the round-trip tests run through each.
+
+use std::ops::Range;
+
+pub(super) fn bytes_at<const N: usize>(record: &[u8], field: Range<usize>) -> [u8; N] {
+    let mut bytes = [0; N];
+    bytes.copy_from_slice(&record[field]);
+    bytes
+}
+
+pub(super) fn u16_at(record: &[u8], field: Range<usize>) -> u16 {
+    u16::from_le_bytes(bytes_at(record, field))
+}
+
+pub(super) fn u32_at(record: &[u8], field: Range<usize>) -> u32 {
+    u32::from_le_bytes(bytes_at(record, field))
+}
+
+pub(super) fn u64_at(record: &[u8], field: Range<usize>) -> u64 {
+    u64::from_le_bytes(bytes_at(record, field))
+}
+
+pub(super) fn i64_at(record: &[u8], field: Range<usize>) -> i64 {
+    i64::from_le_bytes(bytes_at(record, field))
+}
+
+/// Bytes as an error shows them: text where it is text, hex where it is not.
+pub(super) fn shown(bytes: &[u8]) -> String {
+    match std::str::from_utf8(bytes) {
+        Ok(text) if text.bytes().all(|byte| byte.is_ascii_graphic()) => format!("\"{text}\""),
+        _ => bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" "),
+    }
+}
