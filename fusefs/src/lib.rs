@@ -1,1 +1,10 @@
-//! Views of a backup as FUSE file systems.
+//! pghydrant's views of a backup as FUSE file systems.
+//!
+//! *SEMANTICS.md* says what each call does and refuses; every sentence there is tested. The types of `fuser` stay
+//! inside two files, `backup_fs` and `session`: its API moves between releases.
+
+pub mod budget;
+pub mod errno;
+pub mod read_ahead;
+pub mod reader;
+pub mod runs;

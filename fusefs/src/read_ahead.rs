@@ -48,7 +48,8 @@ pub struct Window {
     bytes: u64,
     /// Fetched, or asked for, up to here.
     fetched: u64,
-    reads: u64,
+    /// There was a read before.
+    used: bool,
 }
 
 impl Window {
@@ -60,20 +61,22 @@ impl Window {
     /// Notes a read of `length` bytes at `offset` of a file of `file_bytes`, and says what to do about it.
     pub fn observe(&mut self, offset: u64, length: u64, file_bytes: u64, window_bytes_max: u64) -> Pattern {
         let end = offset.saturating_add(length);
-        let first = self.reads == 0;
-        self.reads = self.reads.saturating_add(1);
-        if first {
+        let first = !std::mem::replace(&mut self.used, true);
+        if first || offset.abs_diff(self.expected) > DISORDER_BYTES.min(self.bytes) {
+            let pattern = self.close();
             self.expected = end;
-            return Pattern::Unknown;
-        }
-        if offset.abs_diff(self.expected) > DISORDER_BYTES.min(self.bytes) {
-            let had_window = self.is_open();
-            *self = Self { expected: end, bytes: 0, fetched: 0, reads: self.reads };
-            return if had_window { Pattern::Jump } else { Pattern::Unknown };
+            return pattern;
         }
         self.expected = self.expected.max(end);
         self.bytes = (self.bytes * 2).clamp(WINDOW_BYTES_MIN, WINDOW_BYTES_MAX).min(window_bytes_max);
         Pattern::InOrder(self.wanted(file_bytes))
+    }
+
+    /// Gives the window up.
+    pub fn close(&mut self) -> Pattern {
+        let was_open = self.is_open();
+        (self.bytes, self.fetched) = (0, 0);
+        if was_open { Pattern::Jump } else { Pattern::Unknown }
     }
 
     /// The runs of the window that were not asked for yet. The run that the reader is in is left to the reader.
