@@ -5,6 +5,9 @@
 
 pub mod budget;
 pub mod errno;
+pub mod mounting;
 pub mod read_ahead;
 pub mod reader;
 pub mod runs;
+pub mod session;
+pub mod table;

@@ -1,0 +1,78 @@
+//! One mount while it is served: the kernel's connection, and the threads that answer it.
+//!
+//! This must run in a process of its own, apart from every reader of the mount: a reader in the same process can wait
+//! for itself, and cannot be killed then.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+
+use engine::{Error, Result};
+use fuser::{Config, Filesystem, SessionACL};
+
+use crate::mounting::{self, MountOptions};
+use crate::table;
+
+/// What the kernel may read ahead on this mount by itself, where we may say so: one request.
+const KERNEL_READ_AHEAD_BYTES: u32 = 1 << 20;
+/// Threads that answer the kernel: they also wait for the repository's disk, so there are more of them than cores.
+const THREADS_PER_CORE: usize = 2;
+const THREADS_MIN: usize = 4;
+const THREADS_MAX: usize = 32;
+
+/// A mount that is being served. Dropped, it is unmounted.
+#[derive(Debug)]
+pub struct Session {
+    mountpoint: PathBuf,
+    server: Option<JoinHandle<io::Result<()>>>,
+}
+
+impl Session {
+    /// Mounts `file_system` and serves it.
+    pub fn start(file_system: impl Filesystem, options: &MountOptions) -> Result<Self> {
+        let device = mounting::mount(options)?;
+        let mut session = Self { mountpoint: options.mountpoint.clone(), server: None };
+        let server = serve(file_system, device, options.allow_other)
+            .map_err(|cause| Error::io("serve", &options.mountpoint, cause))?;
+        if let Some(mount) = table::mount_at(&options.mountpoint)? {
+            mounting::set_kernel_read_ahead(&mount.device, KERNEL_READ_AHEAD_BYTES);
+        }
+        session.server = Some(server);
+        Ok(session)
+    }
+
+    /// Where it is.
+    pub fn mountpoint(&self) -> &Path {
+        &self.mountpoint
+    }
+
+    /// Waits until the mount is gone and the last file on it is closed.
+    pub fn wait(mut self) -> Result<()> {
+        let Some(server) = self.server.take() else { return Ok(()) };
+        let ended = server.join().unwrap_or_else(|_| Err(io::Error::other("the server panicked")));
+        ended.map_err(|cause| Error::io("serve", &self.mountpoint, cause))
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let mounted = table::mount_at(&self.mountpoint).is_ok_and(|mount| mount.is_some_and(|mount| mount.is_ours()));
+        if mounted && let Err(error) = mounting::unmount(&self.mountpoint, true) {
+            tracing::warn!("{error}");
+        }
+        // The threads end by themselves once the last reader has closed its files.
+    }
+}
+
+fn serve(file_system: impl Filesystem, device: OwnedFd, allow_other: bool) -> io::Result<JoinHandle<io::Result<()>>> {
+    let acl = if allow_other { SessionACL::All } else { SessionACL::Owner };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut config = Config::default();
+    config.acl = acl;
+    config.n_threads = Some((cores * THREADS_PER_CORE).clamp(THREADS_MIN, THREADS_MAX));
+    // A queue for every thread, where this user may open the device; one shared queue otherwise.
+    config.clone_fd = rustix::fs::access(mounting::DEVICE, rustix::fs::Access::READ_OK | rustix::fs::Access::WRITE_OK).is_ok();
+    let session = fuser::Session::from_fd(file_system, device, acl, config)?;
+    std::thread::Builder::new().name("fuse".to_owned()).spawn(move || session.run())
+}

@@ -1,0 +1,191 @@
+//! The kernel's table of mounts, and what it says about ours.
+//!
+//! It is read from */proc/self/mountinfo*, never by touching the mount: a mount whose server died answers every call
+//! with "transport endpoint is not connected", and one whose server hangs does not answer at all.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use engine::{Error, Result};
+
+/// The file system type of our mounts.
+pub const FILE_SYSTEM_TYPE: &str = "fuse.pghydrant";
+/// The extended attribute of a mount's root that tells the token which its server was started with.
+pub const TOKEN_ATTRIBUTE: &str = "user.pghydrant.session";
+/// The extended attribute of a mount's root that tells the process id of its server.
+pub const SERVER_ATTRIBUTE: &str = "user.pghydrant.server";
+
+/// How long a mount may take to answer before it counts as hung.
+const ANSWER_TIME: Duration = Duration::from_secs(10);
+const ATTRIBUTE_BYTES_MAX: usize = 256;
+
+/// A mount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    /// Where.
+    pub mountpoint: PathBuf,
+    /// `fuse.pghydrant`, `ext4`, …
+    pub file_system_type: String,
+    /// What it shows, as `df` prints it: `pghydrant:main/20261122T081500Z-F`.
+    pub source: String,
+    /// `0:52`: the name of its device in */sys*.
+    pub device: String,
+}
+
+impl Mount {
+    /// Whether one of our servers made it.
+    pub fn is_ours(&self) -> bool {
+        self.file_system_type == FILE_SYSTEM_TYPE
+    }
+}
+
+/// How a mount answers.
+#[derive(Debug)]
+pub enum Health {
+    /// It answers.
+    Alive,
+    /// Its server is gone.
+    Stale,
+    /// It does not answer.
+    Hung,
+    /// It answers with an error that is not the server's end.
+    Failing(io::Error),
+}
+
+/// The topmost mount at `mountpoint`, which must be absolute and resolved (see [`resolve`]).
+pub fn mount_at(mountpoint: &Path) -> Result<Option<Mount>> {
+    let path = "/proc/self/mountinfo";
+    let table = std::fs::read(path).map_err(|cause| Error::io("read", path, cause))?;
+    Ok(table.split(|byte| *byte == b'\n').filter_map(parse).rfind(|mount| mount.mountpoint == mountpoint))
+}
+
+/// `mountpoint` with its parent resolved: the last component is not touched, it may be a mount that does not answer.
+pub fn resolve(mountpoint: &Path) -> Result<PathBuf> {
+    let absolute = std::path::absolute(mountpoint).map_err(|cause| Error::io("resolve", mountpoint, cause))?;
+    let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name()) else { return Ok(absolute) };
+    let parent = parent.canonicalize().map_err(|cause| Error::io("resolve", parent, cause))?;
+    Ok(parent.join(name))
+}
+
+/// Asks the mount something harmless.
+pub fn health(mountpoint: &Path) -> Health {
+    match with_patience(mountpoint, |path| rustix::fs::statfs(path).map(drop)) {
+        None => Health::Hung,
+        Some(Ok(())) => Health::Alive,
+        Some(Err(rustix::io::Errno::NOTCONN | rustix::io::Errno::CONNABORTED)) => Health::Stale,
+        Some(Err(cause)) => Health::Failing(cause.into()),
+    }
+}
+
+/// An extended attribute of the mount's root; nothing if it has none or does not answer.
+pub fn attribute(mountpoint: &Path, name: &'static str) -> Option<String> {
+    let answer = with_patience(mountpoint, move |path| {
+        let mut value = [0; ATTRIBUTE_BYTES_MAX];
+        let bytes = rustix::fs::getxattr(path, name, &mut value)?;
+        rustix::io::Result::Ok(String::from_utf8_lossy(&value[..bytes]).into_owned())
+    });
+    answer?.ok()
+}
+
+/// Proves that what lies at `mountpoint` is the mount of the server that was given `token`, and no directory and no
+/// other's mount.
+pub fn prove(mountpoint: &Path, token: &str) -> Result<()> {
+    let refuse = |what: String| Error::Refused(format!("{}: {what}", mountpoint.display()));
+    match mount_at(mountpoint)? {
+        Some(mount) if mount.is_ours() => {}
+        Some(mount) => return Err(refuse(format!("is a mount of type {}", mount.file_system_type))),
+        None => return Err(refuse("is not a mount".to_owned())),
+    }
+    match attribute(mountpoint, TOKEN_ATTRIBUTE) {
+        Some(found) if found == token => Ok(()),
+        Some(_) => Err(refuse("is the mount of another session".to_owned())),
+        None => Err(refuse("does not answer".to_owned())),
+    }
+}
+
+/// Runs `ask` on a thread that is left behind if the mount does not answer: a thread that waits for a FUSE server
+/// cannot be woken.
+fn with_patience<T: Send + 'static>(
+    mountpoint: &Path,
+    ask: impl FnOnce(&Path) -> T + Send + 'static,
+) -> Option<T> {
+    let (answer, answered) = mpsc::sync_channel(1);
+    let mountpoint = mountpoint.to_owned();
+    let asked = std::thread::Builder::new().name("ask-mount".to_owned()).spawn(move || {
+        // Nobody listens any more once the time is over.
+        let _ = answer.send(ask(&mountpoint));
+    });
+    asked.ok()?;
+    answered.recv_timeout(ANSWER_TIME).ok()
+}
+
+/// A line such as `36 35 0:52 / /mnt/x ro,nosuid - fuse.pghydrant pghydrant:main ro,user_id=0`.
+fn parse(line: &[u8]) -> Option<Mount> {
+    let mut words = line.split(|byte| *byte == b' ');
+    let device = words.nth(2)?;
+    let mountpoint = words.nth(1)?;
+    let mut words = words.skip_while(|word| *word != b"-").skip(1);
+    let text = |word: &[u8]| unescape(word).to_string_lossy().into_owned();
+    Some(Mount {
+        device: text(device),
+        mountpoint: unescape(mountpoint).into(),
+        file_system_type: text(words.next()?),
+        source: text(words.next()?),
+    })
+}
+
+/// The kernel writes space, tab, newline and backslash as three octal digits.
+fn unescape(word: &[u8]) -> OsString {
+    let mut plain = Vec::with_capacity(word.len());
+    let mut rest = word;
+    while let Some((first, tail)) = rest.split_first() {
+        let escaped = (*first == b'\\').then(|| tail.get(..3)).flatten();
+        let octal = escaped.and_then(|digits| u8::from_str_radix(OsStr::from_bytes(digits).to_str()?, 8).ok());
+        plain.push(octal.unwrap_or(*first));
+        rest = if octal.is_some() { &tail[3..] } else { tail };
+    }
+    OsString::from_vec(plain)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_line_of_the_mount_table_is_read_with_its_escapes() {
+        let line = br"36 35 0:52 / /run/my\040mount ro,nosuid shared:1 master:2 - fuse.pghydrant pghydrant:main/x ro,user_id=0";
+        let mount = parse(line).unwrap();
+        assert_eq!(mount.mountpoint, Path::new("/run/my mount"));
+        assert_eq!((mount.device.as_str(), mount.source.as_str()), ("0:52", "pghydrant:main/x"));
+        assert!(mount.is_ours());
+    }
+
+    #[test]
+    fn a_half_line_is_nothing() {
+        for line in [&b""[..], b"36 35 0:52", b"36 35 0:52 / /x ro", b"36 35 0:52 / /x ro - fuse"] {
+            assert_eq!(parse(line), None);
+        }
+    }
+
+    #[test]
+    fn the_root_is_a_mount_and_not_ours() {
+        let root = mount_at(Path::new("/")).unwrap().unwrap();
+        assert!(!root.is_ours());
+        assert!(matches!(health(Path::new("/")), Health::Alive));
+        assert!(prove(Path::new("/"), "x").is_err());
+    }
+
+    #[test]
+    fn the_mountpoint_itself_is_not_followed() {
+        let place = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/nonexistent", place.path().join("link")).unwrap();
+        let resolved = resolve(&place.path().join("link")).unwrap();
+        assert_eq!(resolved.file_name(), Some(OsStr::new("link")));
+    }
+}
