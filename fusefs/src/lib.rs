@@ -3,6 +3,7 @@
 //! *SEMANTICS.md* says what each call does and refuses; every sentence there is tested. The types of `fuser` stay
 //! inside two files, `backup_fs` and `session`: its API moves between releases.
 
+pub mod backup_fs;
 pub mod budget;
 pub mod errno;
 pub mod mounting;
@@ -11,3 +12,4 @@ pub mod reader;
 pub mod runs;
 pub mod session;
 pub mod table;
+pub mod tree;

@@ -43,7 +43,8 @@ pub fn unmount(mountpoint: &Path, lazily: bool) -> Result<()> {
     let refused = |cause: io::Error| Error::io("unmount", mountpoint, cause);
     if rustix::process::geteuid().is_root() {
         let detach = if lazily { UnmountFlags::DETACH } else { UnmountFlags::empty() };
-        return rustix::mount::unmount(mountpoint, detach | UnmountFlags::NOFOLLOW).map_err(|cause| refused(cause.into()));
+        return rustix::mount::unmount(mountpoint, detach | UnmountFlags::NOFOLLOW)
+            .map_err(|cause| refused(cause.into()));
     }
     let flags = if lazily { "-uz" } else { "-u" };
     let helper = Command::new(HELPER).args([flags, "--"]).arg(mountpoint).stdin(Stdio::null()).output();
@@ -79,8 +80,7 @@ fn mount_as_root(options: &MountOptions) -> Result<OwnedFd> {
 fn mount_by_helper(options: &MountOptions) -> Result<OwnedFd> {
     let refused = |cause: io::Error| Error::io("mount", &options.mountpoint, cause);
     let subtype = crate::table::FILE_SYSTEM_TYPE.trim_start_matches("fuse.");
-    let mut list =
-        format!("ro,nodev,nosuid,noatime,default_permissions,subtype={subtype},fsname={}", options.source);
+    let mut list = format!("ro,nodev,nosuid,noatime,default_permissions,subtype={subtype},fsname={}", options.source);
     if options.allow_other {
         list.push_str(",allow_other");
     }
@@ -123,7 +123,8 @@ fn helper_error(stderr: &[u8]) -> io::Error {
     let text = String::from_utf8_lossy(stderr);
     let line = text.lines().find(|line| !line.trim().is_empty()).unwrap_or("fusermount3 failed and said nothing");
     let line = line.trim().trim_start_matches("fusermount3: ");
-    let kind = if line.ends_with("Device or resource busy") { io::ErrorKind::ResourceBusy } else { io::ErrorKind::Other };
+    let kind =
+        if line.ends_with("Device or resource busy") { io::ErrorKind::ResourceBusy } else { io::ErrorKind::Other };
     io::Error::new(kind, line.to_owned())
 }
 

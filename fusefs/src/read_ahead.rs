@@ -112,7 +112,10 @@ mod tests {
     fn a_handle_that_reads_in_order_earns_a_larger_window() {
         let mut window = Window::default();
         assert_eq!(window.observe(0, 131_072, FILE_BYTES, WINDOW_BYTES_MAX), Pattern::Unknown);
-        assert_eq!(window.observe(131_072, 131_072, FILE_BYTES, WINDOW_BYTES_MAX), Pattern::InOrder(RUN_BYTES..2 * RUN_BYTES));
+        assert_eq!(
+            window.observe(131_072, 131_072, FILE_BYTES, WINDOW_BYTES_MAX),
+            Pattern::InOrder(RUN_BYTES..2 * RUN_BYTES)
+        );
         let fetched = read_in_order(&mut window, 64, 131_072);
         assert!(fetched >= WINDOW_BYTES_MAX, "{fetched}");
     }

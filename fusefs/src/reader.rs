@@ -120,8 +120,13 @@ impl Reader {
     pub fn new(budget: Arc<Budget>, workers: usize) -> std::io::Result<Self> {
         let runs = Arc::new(Runs::new(budget));
         let (queue, jobs) = bounded(QUEUE_PER_WORKER * workers);
-        let mut reader =
-            Self { runs, windows: AtomicUsize::new(0), reported: Mutex::default(), queue: Some(queue), workers: vec![] };
+        let mut reader = Self {
+            runs,
+            windows: AtomicUsize::new(0),
+            reported: Mutex::default(),
+            queue: Some(queue),
+            workers: vec![],
+        };
         for number in 0..workers {
             let (jobs, runs) = (jobs.clone(), reader.runs.clone());
             let thread = std::thread::Builder::new().name(format!("read-ahead-{number}"));
@@ -202,7 +207,9 @@ impl Reader {
             if let Some(run) = self.runs.insert(file.inode, start, length, Origin::Ahead) {
                 match queue.try_send(Job { file: file.clone(), run }) {
                     Ok(()) => {}
-                    Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) => return self.runs.remove(&job.run),
+                    Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) => {
+                        return self.runs.remove(&job.run);
+                    }
                 }
             }
             start += length;
@@ -353,7 +360,7 @@ fn copy_from(from: &[u8], skip: u64, out: &mut [u8]) -> usize {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
     use super::*;
     use proptest::prelude::*;

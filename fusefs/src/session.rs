@@ -72,7 +72,8 @@ fn serve(file_system: impl Filesystem, device: OwnedFd, allow_other: bool) -> io
     config.acl = acl;
     config.n_threads = Some((cores * THREADS_PER_CORE).clamp(THREADS_MIN, THREADS_MAX));
     // A queue for every thread, where this user may open the device; one shared queue otherwise.
-    config.clone_fd = rustix::fs::access(mounting::DEVICE, rustix::fs::Access::READ_OK | rustix::fs::Access::WRITE_OK).is_ok();
+    config.clone_fd =
+        rustix::fs::access(mounting::DEVICE, rustix::fs::Access::READ_OK | rustix::fs::Access::WRITE_OK).is_ok();
     let session = fuser::Session::from_fd(file_system, device, acl, config)?;
     std::thread::Builder::new().name("fuse".to_owned()).spawn(move || session.run())
 }

@@ -109,10 +109,7 @@ pub fn prove(mountpoint: &Path, token: &str) -> Result<()> {
 
 /// Runs `ask` on a thread that is left behind if the mount does not answer: a thread that waits for a FUSE server
 /// cannot be woken.
-fn with_patience<T: Send + 'static>(
-    mountpoint: &Path,
-    ask: impl FnOnce(&Path) -> T + Send + 'static,
-) -> Option<T> {
+fn with_patience<T: Send + 'static>(mountpoint: &Path, ask: impl FnOnce(&Path) -> T + Send + 'static) -> Option<T> {
     let (answer, answered) = mpsc::sync_channel(1);
     let mountpoint = mountpoint.to_owned();
     let asked = std::thread::Builder::new().name("ask-mount".to_owned()).spawn(move || {

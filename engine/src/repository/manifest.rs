@@ -31,6 +31,18 @@ impl Manifest {
     pub fn file(&self, path: &str) -> Result<Option<FileRecord>> {
         unimplemented!()
     }
+    /// The file at `index` of the path order, or none past the end.
+    pub fn file_at(&self, index: u64) -> Result<Option<FileRecord>> {
+        unimplemented!()
+    }
+    /// Where `path` is in the path order.
+    pub fn index_of(&self, path: &str) -> Result<Option<u64>> {
+        unimplemented!()
+    }
+    /// The index of the first file behind `path` and everything below it.
+    pub fn index_after(&self, path: &str) -> Result<u64> {
+        unimplemented!()
+    }
     /// The direct children of a directory ("" is the root).
     pub fn children(&self, directory: &str) -> Result<Vec<FileRecord>> {
         unimplemented!()

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::history::History;
-use super::name::SegmentName;
+use super::name::{SegmentName, WalFile};
 use crate::Result;
 use crate::repository::{Cluster, Repository};
 use crate::units::{ClusterName, Lsn, Timeline};
@@ -74,6 +74,10 @@ impl WalArchive {
     }
     /// Whole segments of a timeline, ascending.
     pub fn segments(&self, timeline: Timeline) -> Result<Vec<SegmentName>> {
+        unimplemented!()
+    }
+    /// Every file of a timeline: segments, the partial one, labels of backups, its history.
+    pub fn files(&self, timeline: Timeline) -> Result<Vec<WalFile>> {
         unimplemented!()
     }
     /// The history of a timeline; timeline 1 has none, so has one that was not archived.
