@@ -249,7 +249,7 @@ fn zstd_decompress(stored: &[u8], out: &mut [u8]) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
     use super::*;
     use proptest::prelude::*;
 

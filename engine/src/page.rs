@@ -73,7 +73,7 @@ pub fn page_checksum(page: &[u8], block_in_relation: u32) -> u16 {
         mix_row(&mut lanes, &[0; ROW_BYTES]);
     }
     let folded = lanes.iter().fold(0, |folded, lane| folded ^ lane) ^ block_in_relation;
-    (folded % 65_535 + 1) as u16
+    u16::try_from(folded % 65_535 + 1).unwrap_or(u16::MAX)
 }
 
 #[inline(always)]

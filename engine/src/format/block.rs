@@ -178,7 +178,7 @@ fn require_zero(bytes: &[u8; BlockRecord::BYTES], unused: Range<usize>) -> Resul
 
 #[cfg(test)]
 pub(crate) mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
     use super::*;
     use proptest::prelude::*;
 

@@ -34,3 +34,14 @@ pub(super) fn shown(bytes: &[u8]) -> String {
         _ => bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" "),
     }
 }
+
+/// A count for a 16-bit field. The writers have bounded it; one that they had not would be written as the largest
+/// number, which every reader refuses.
+pub(super) fn count_u16(count: usize) -> [u8; 2] {
+    u16::try_from(count).unwrap_or(u16::MAX).to_le_bytes()
+}
+
+/// A count for a 32-bit field; see [`count_u16`].
+pub(super) fn count_u32(count: usize) -> [u8; 4] {
+    u32::try_from(count).unwrap_or(u32::MAX).to_le_bytes()
+}

@@ -83,3 +83,25 @@ pub(super) fn check_versions(format: u16, minimum_reader: u16, what: &str) -> Re
     }
     Ok(())
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// The page as a version would write it that knows one format more, which this version cannot read.
+    pub(in crate::format) fn as_of_a_newer_format(mut page: Vec<u8>) -> Vec<u8> {
+        page[FORMAT_VERSION].copy_from_slice(&(FORMAT + 1).to_le_bytes());
+        page[MINIMUM_READER_VERSION].copy_from_slice(&(FORMAT + 1).to_le_bytes());
+        seal(&mut page);
+        page
+    }
+
+    #[test]
+    fn a_newer_writer_may_still_be_understood() {
+        assert_eq!(check_versions(FORMAT + 1, FORMAT, "pack"), Ok(()));
+        assert!(matches!(check_versions(FORMAT + 1, FORMAT + 1, "pack"), Err(Malformed::Unsupported { .. })));
+        for (format, minimum_reader) in [(0, 0), (1, 0), (0, 1), (1, 2)] {
+            assert!(matches!(check_versions(format, minimum_reader, "pack"), Err(Malformed::Damaged { .. })));
+        }
+    }
+}

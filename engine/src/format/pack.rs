@@ -47,3 +47,47 @@ impl PackHeader {
         Ok(Self { repository, pack: PackId(u32_at(page, PACK)), block_size })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::format::header::tests::as_of_a_newer_format;
+    use proptest::prelude::*;
+
+    fn header() -> PackHeader {
+        PackHeader { repository: RepositoryId([0xAB; 16]), pack: PackId(0x1F), block_size: BlockSize::DEFAULT }
+    }
+
+    #[test]
+    fn a_header_comes_back_as_it_was_whatever_follows() {
+        let mut bytes = header().to_bytes();
+        assert_eq!(bytes.len(), HEADER_BYTES);
+        bytes.extend_from_slice(b"runs");
+        assert_eq!(PackHeader::from_bytes(&bytes), Ok(header()));
+    }
+
+    #[test]
+    fn every_flipped_bit_is_damage() {
+        let page = header().to_bytes();
+        for bit in 0..page.len() * 8 {
+            let mut damaged = page.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(matches!(PackHeader::from_bytes(&damaged), Err(Malformed::Damaged { .. })), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn a_newer_format_is_refused_as_such() {
+        let refused = PackHeader::from_bytes(&as_of_a_newer_format(header().to_bytes())).unwrap_err();
+        let words = "the pack needs a reader of format 2; this version reads up to 1";
+        assert_eq!(refused, Malformed::unsupported(words));
+    }
+
+    proptest! {
+        #[test]
+        fn hostile_bytes_never_panic(bytes: Vec<u8>) {
+            prop_assert!(PackHeader::from_bytes(&bytes).is_err());
+        }
+    }
+}

@@ -63,7 +63,7 @@ pub fn apply(patch: &[u8], block: &mut [u8]) -> Result<(), Malformed> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
     use super::*;
     use proptest::prelude::*;
 

@@ -170,3 +170,62 @@ fn offset_of(bytes: &[u8], line: usize, column: usize) -> usize {
         bytes.split_inclusive(|byte| *byte == b'\n').take(line.saturating_sub(1)).map(<[u8]>::len).sum();
     before.saturating_add(column.saturating_sub(1)).min(bytes.len())
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn info() -> RepositoryInfo {
+        let id = RepositoryId::try_from("00112233445566778899aabbccddeeff".to_owned()).unwrap();
+        RepositoryInfo::new(id, Compression::Lz4, BlockSize::DEFAULT, "2026-11-22T08:15:00Z".to_owned())
+    }
+
+    #[test]
+    fn the_repository_file_is_readable_and_comes_back() {
+        let text = String::from_utf8(info().to_json().unwrap()).unwrap();
+        let expected = concat!(
+            "{\n  \"format\": 1,\n  \"minimum_reader\": 1,\n  \"id\": \"00112233445566778899aabbccddeeff\",\n",
+            "  \"compression\": \"lz4\",\n  \"block_bytes\": 131072,\n",
+            "  \"created_at\": \"2026-11-22T08:15:00Z\",\n  \"encryption\": null\n}\n"
+        );
+        assert_eq!(text, expected);
+        assert_eq!(RepositoryInfo::from_json(text.as_bytes()), Ok(info()));
+    }
+
+    #[test]
+    fn what_this_version_cannot_read_is_refused() {
+        let text = String::from_utf8(info().to_json().unwrap()).unwrap();
+        let refusal = |from: &str, to: &str| {
+            assert!(text.contains(from));
+            RepositoryInfo::from_json(text.replace(from, to).as_bytes()).unwrap_err()
+        };
+        // A newer format may look any way at all behind its versions.
+        let newer = RepositoryInfo::from_json(br#"{"format": 3, "minimum_reader": 2, "id": 7}"#).unwrap_err();
+        let words = "the repository needs a reader of format 2; this version reads up to 1";
+        assert_eq!(newer, Malformed::unsupported(words));
+        assert!(matches!(refusal("null", "\"age\""), Malformed::Unsupported { .. }));
+        assert!(matches!(refusal("131072", "131073"), Malformed::Damaged { .. }));
+        assert!(matches!(refusal("eeff", "eefg"), Malformed::Damaged { .. }));
+        assert!(matches!(refusal("lz4", "lz5"), Malformed::Damaged { .. }));
+        let Malformed::Damaged { offset, detail } = refusal("\"lz4\"", "lz4") else { panic!("not damage") };
+        assert!(detail.starts_with("not a repository's JSON: "), "{detail}");
+        assert_eq!(&text[offset..offset + 3], "\"lz");
+        assert!(RepositoryInfo::from_json(b"").is_err());
+        // A field of a later writer of this format is passed over.
+        assert_eq!(RepositoryInfo::from_json(text.replace("{", "{\"new\": [1],").as_bytes()), Ok(info()));
+    }
+
+    #[test]
+    fn a_cluster_has_a_segment_size_that_postgresql_knows() {
+        let cluster = |bytes| {
+            let created = "2026-11-22T08:15:00Z".to_owned();
+            ClusterInfo::new("main".parse().unwrap(), SystemIdentifier(u64::MAX), bytes, created)
+        };
+        let info = cluster(16 << 20);
+        assert_eq!(ClusterInfo::from_json(&info.to_json().unwrap()), Ok(info));
+        for bad in [0, 1 << 19, 3 << 20, 1 << 31] {
+            assert!(ClusterInfo::from_json(&cluster(bad).to_json().unwrap()).is_err(), "{bad}");
+        }
+    }
+}

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use crate::checksum::Hash;
 use crate::format::block::{BlockRecord, Content};
-use crate::format::fields::{bytes_at, shown, u32_at, u64_at};
+use crate::format::fields::{bytes_at, count_u32, shown, u16_at, u32_at, u64_at};
 use crate::format::header::{self, check_versions};
 use crate::format::repository::{RepositoryId, WAL_SEGMENT_BYTES_MAX};
 use crate::format::{FORMAT, MINIMUM_READER, Malformed};
@@ -74,7 +74,7 @@ impl WalHeader {
         bytes[SYSTEM_IDENTIFIER].copy_from_slice(&self.system_identifier.0.to_le_bytes());
         bytes[CONTENT_BYTES].copy_from_slice(&self.bytes.to_le_bytes());
         bytes[BLOCK_BYTES].copy_from_slice(&u32::from(self.block_size).to_le_bytes());
-        bytes[BLOCKS].copy_from_slice(&(self.blocks.len() as u32).to_le_bytes());
+        bytes[BLOCKS].copy_from_slice(&count_u32(self.blocks.len()));
         bytes[NAME][..self.name.len()].copy_from_slice(self.name.as_bytes());
         for (place, record) in bytes[RECORDS..].chunks_exact_mut(BlockRecord::BYTES).zip(&self.blocks) {
             place.copy_from_slice(&record.to_bytes());
@@ -97,7 +97,7 @@ impl WalHeader {
         let name_bytes = name.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
         let name = std::str::from_utf8(&name[..name_bytes])
             .map_err(|_| Malformed::damaged(NAME.start, format!("the name {} is not text", shown(name))))?;
-        let blocks = block_size.blocks_of(content_bytes) as usize;
+        let blocks = usize_of(block_size.blocks_of(content_bytes));
         let (records, padding) = header[RECORDS..].split_at(blocks * BlockRecord::BYTES);
         if padding.iter().any(|byte| *byte != 0) {
             return Err(Malformed::damaged(needed - padding.len(), "the padding of the header is not zero"));
@@ -165,7 +165,7 @@ fn sizes(bytes: &[u8]) -> Result<(u64, BlockSize), Malformed> {
             format!("not a WAL object: begins with {found} instead of {}", shown(MAGIC)),
         ));
     }
-    let version = |field| crate::format::fields::u16_at(bytes, field);
+    let version = |field| u16_at(bytes, field);
     check_versions(version(header::FORMAT_VERSION), version(header::MINIMUM_READER_VERSION), "WAL object")?;
     if bytes[header::ENCRYPTION] != [0; 8] {
         return Err(Malformed::unsupported("the WAL object is encrypted, which this version cannot read"));
@@ -197,7 +197,91 @@ fn check_hash(header: &[u8]) -> Result<(), Malformed> {
     Err(Malformed::damaged(0, detail))
 }
 
-/// Header lengths are at most a few MiB: [`CONTENT_BYTES_MAX`] is checked before.
-fn usize_of(header_bytes: u64) -> usize {
-    usize::try_from(header_bytes).unwrap_or(usize::MAX)
+/// Headers are a few MiB at most, since [`CONTENT_BYTES_MAX`] is checked first.
+fn usize_of(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
+    use super::*;
+    use crate::codec::Codec;
+    use crate::format::block::Extent;
+    use proptest::prelude::*;
+
+    fn header(bytes: u64) -> WalHeader {
+        let block_size = BlockSize::DEFAULT;
+        let start = WalHeader::bytes_for(bytes, block_size) as u32;
+        let record = |index: u64| {
+            let at = Extent { pack: PackId(0), offset: start + 100 * index as u32, stored: 100 };
+            let content = if index % 3 == 2 { Content::Zero } else { Content::Stored { at, codec: Codec::Lz4 } };
+            BlockRecord { hash: Hash([index as u8; 32]), content }
+        };
+        WalHeader {
+            repository: RepositoryId([7; 16]),
+            system_identifier: SystemIdentifier(7_300_000_000_000_000_001),
+            name: "000000010000000A000000FE".to_owned(),
+            bytes,
+            block_size,
+            blocks: (0..block_size.blocks_of(bytes)).map(record).collect(),
+        }
+    }
+
+    #[test]
+    fn headers_come_back_as_they_were() {
+        for (bytes, pages) in [(0, 1), (80, 1), (16 << 20, 3), (1 << 30, 129)] {
+            let header = header(bytes);
+            let mut object = header.to_bytes().unwrap();
+            assert_eq!(object.len(), pages * 4096);
+            assert_eq!(WalHeader::bytes_needed(&object[..4096]), Ok(object.len()));
+            object.extend_from_slice(b"runs");
+            assert_eq!(WalHeader::from_bytes(&object), Ok(header));
+        }
+    }
+
+    #[test]
+    fn every_flipped_bit_is_refused() {
+        let object = header(300_000).to_bytes().unwrap();
+        for bit in 0..object.len() * 8 {
+            let mut damaged = object.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(WalHeader::from_bytes(&damaged).is_err(), "bit {bit}");
+        }
+        for bytes in 0..object.len() {
+            assert!(WalHeader::from_bytes(&object[..bytes]).is_err(), "{bytes} bytes");
+        }
+    }
+
+    #[test]
+    fn a_header_that_no_reader_would_accept_is_not_made() {
+        let refused = |change: fn(&mut WalHeader)| {
+            let mut header = header(300_000);
+            change(&mut header);
+            header.to_bytes().unwrap_err()
+        };
+        assert_eq!(refused(|header| header.name = "../x".to_owned()), "\"../x\" is not the name of a WAL file");
+        assert_eq!(refused(|header| header.bytes = 1), "3 block records for 1 blocks");
+        assert_eq!(refused(|header| header.bytes = 1 << 31), "a WAL file of 2147483648 bytes, more than 1073741824");
+        let lies = refused(|header| {
+            let at = Extent { pack: PackId(0), offset: 64, stored: 1 };
+            header.blocks[1].content = Content::Stored { at, codec: Codec::Lz4 };
+        });
+        assert_eq!(lies, "block 1 lies at byte 64 of pack 00000000, not in this object");
+    }
+
+    proptest! {
+        #[test]
+        fn hostile_bytes_never_panic(bytes: Vec<u8>, bits in prop::collection::vec(any::<prop::sample::Index>(), 1..4)) {
+            let _ = WalHeader::from_bytes(&bytes);
+            let mut object = header(300_000).to_bytes().unwrap();
+            object.splice(8.., bytes.iter().copied().chain(std::iter::repeat_n(0, 4096)));
+            let _ = WalHeader::from_bytes(&object);
+            for bit in bits {
+                let bit = bit.index(RECORDS * 8);
+                object[bit / 8] ^= 1 << (bit % 8);
+            }
+            let _ = WalHeader::bytes_needed(&object).and_then(|_| WalHeader::from_bytes(&object));
+        }
+    }
 }

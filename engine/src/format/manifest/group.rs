@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 use std::ops::Range;
 
 use crate::format::Malformed;
-use crate::format::fields::{i64_at, u16_at, u32_at, u64_at};
+use crate::format::fields::{count_u16, count_u32, i64_at, u16_at, u32_at, u64_at};
 use crate::format::file::{FileKind, FileRecord};
 use crate::format::manifest::cut::GROUP_FILES_MAX;
 use crate::format::manifest::{
@@ -38,6 +38,9 @@ mod file {
 
     const _: () = assert!(BYTES == 40);
 }
+
+/// Linux has no larger file: offsets are signed.
+const FILE_BYTES_MAX: u64 = i64::MAX as u64;
 
 const DIRECTORY: u8 = 0;
 const REGULAR: u8 = 1;
@@ -125,10 +128,10 @@ impl Group {
         for leaf in &self.leaves {
             chunk.extend_from_slice(&leaf.to_bytes());
         }
-        chunk[FILES].copy_from_slice(&(self.files.len() as u32).to_le_bytes());
-        chunk[LEAVES].copy_from_slice(&(self.leaves.len() as u32).to_le_bytes());
+        chunk[FILES].copy_from_slice(&count_u32(self.files.len()));
+        chunk[LEAVES].copy_from_slice(&count_u32(self.leaves.len()));
         chunk[BLOCK_BYTES].copy_from_slice(&u32::from(self.block_size).to_le_bytes());
-        chunk[TEXT_BYTES].copy_from_slice(&(text.len() as u32).to_le_bytes());
+        chunk[TEXT_BYTES].copy_from_slice(&count_u32(text.len()));
         chunk.extend_from_slice(text.as_bytes());
         chunk
     }
@@ -170,6 +173,9 @@ impl Group {
 /// What holds for every file, written or read.
 fn check_file(record: &FileRecord) -> Result<(), String> {
     path::check(&record.path)?;
+    if record.bytes > FILE_BYTES_MAX {
+        return Err(format!("\"{}\" of {} bytes is too large", record.path, record.bytes));
+    }
     if record.mode > 0o7777 {
         return Err(format!("\"{}\" has the mode {:o}", record.path, record.mode));
     }
@@ -200,9 +206,9 @@ fn file_to_bytes(record: &FileRecord) -> [u8; file::BYTES] {
         FileKind::Tablespace { .. } => TABLESPACE,
     };
     // `check_file` has bounded these three far below 16 bits.
-    bytes[file::PATH_BYTES].copy_from_slice(&(record.path.len() as u16).to_le_bytes());
-    bytes[file::TARGET_BYTES].copy_from_slice(&(target_of(&record.kind).len() as u16).to_le_bytes());
-    bytes[file::MODE].copy_from_slice(&(record.mode as u16).to_le_bytes());
+    bytes[file::PATH_BYTES].copy_from_slice(&count_u16(record.path.len()));
+    bytes[file::TARGET_BYTES].copy_from_slice(&count_u16(target_of(&record.kind).len()));
+    bytes[file::MODE].copy_from_slice(&count_u16(record.mode as usize));
     bytes[file::UID].copy_from_slice(&record.uid.to_le_bytes());
     bytes[file::GID].copy_from_slice(&record.gid.to_le_bytes());
     bytes[file::MODIFIED].copy_from_slice(&record.modified.to_le_bytes());

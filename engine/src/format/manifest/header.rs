@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::format::Malformed;
-use crate::format::fields::{shown, u16_at};
+use crate::format::fields::{count_u16, shown, u16_at};
 use crate::format::header::{self, BODY};
 use crate::format::repository::RepositoryId;
 use crate::units::BackupLabel;
@@ -29,7 +29,7 @@ impl ManifestHeader {
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut page = header::begin(MAGIC, &self.repository);
         let label = self.label.as_str().as_bytes();
-        page[LABEL_BYTES].copy_from_slice(&(label.len() as u16).to_le_bytes());
+        page[LABEL_BYTES].copy_from_slice(&count_u16(label.len()));
         page[LABEL][..label.len()].copy_from_slice(label);
         header::seal(&mut page);
         page

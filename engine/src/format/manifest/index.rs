@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use crate::checksum::Hash;
 use crate::format::Malformed;
-use crate::format::fields::{u16_at, u32_at, u64_at};
+use crate::format::fields::{count_u16, count_u32, u16_at, u32_at, u64_at};
 use crate::format::manifest::{ChunkRef, LEAVES_MAX, VERSION, begin_chunk, expect_length, open_chunk, path, take_text};
 
 const MAGIC: [u8; 4] = *b"pghI";
@@ -145,8 +145,8 @@ impl IndexChunk {
             text.push_str(&entry.first_path);
         }
         chunk[LEVEL] = self.level;
-        chunk[ENTRIES].copy_from_slice(&(self.entries.len() as u32).to_le_bytes());
-        chunk[TEXT_BYTES].copy_from_slice(&(text.len() as u32).to_le_bytes());
+        chunk[ENTRIES].copy_from_slice(&count_u32(self.entries.len()));
+        chunk[TEXT_BYTES].copy_from_slice(&count_u32(text.len()));
         chunk.extend_from_slice(text.as_bytes());
         chunk
     }
@@ -185,7 +185,7 @@ fn entry_to_bytes(entry: &IndexEntry) -> [u8; entry::BYTES] {
     bytes[entry::FILES].copy_from_slice(&entry.files.to_le_bytes());
     bytes[entry::LEAVES].copy_from_slice(&entry.leaves.to_le_bytes());
     // `path::check` has bounded it far below 16 bits.
-    bytes[entry::PATH_BYTES].copy_from_slice(&(entry.first_path.len() as u16).to_le_bytes());
+    bytes[entry::PATH_BYTES].copy_from_slice(&count_u16(entry.first_path.len()));
     bytes
 }
 

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::format::Malformed;
 use crate::format::block::BlockRecord;
-use crate::format::fields::u32_at;
+use crate::format::fields::{count_u32, u32_at};
 use crate::format::manifest::{LEAF_RECORDS, VERSION, begin_chunk, expect_length, open_chunk};
 
 const MAGIC: [u8; 4] = *b"pghL";
@@ -17,7 +17,7 @@ const _: () = assert!(HEADER_BYTES == 16);
 pub fn leaf_to_bytes(records: &[BlockRecord]) -> Vec<u8> {
     debug_assert!((1..=LEAF_RECORDS).contains(&(records.len() as u64)));
     let mut chunk = begin_chunk(MAGIC, HEADER_BYTES);
-    chunk[RECORDS].copy_from_slice(&(records.len() as u32).to_le_bytes());
+    chunk[RECORDS].copy_from_slice(&count_u32(records.len()));
     chunk.reserve_exact(records.len() * BlockRecord::BYTES);
     for record in records {
         chunk.extend_from_slice(&record.to_bytes());

@@ -32,6 +32,8 @@ mod index;
 mod leaf;
 pub mod path;
 mod root;
+#[cfg(test)]
+mod tests;
 
 pub use group::Group;
 pub use header::ManifestHeader;

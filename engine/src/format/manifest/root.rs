@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::format::Malformed;
-use crate::format::fields::{u16_at, u32_at, u64_at};
+use crate::format::fields::{count_u16, count_u32, u16_at, u32_at, u64_at};
 use crate::format::manifest::index::LEVELS_MAX;
 use crate::format::manifest::{
     ChunkRef, LEAF_RECORDS, LEAVES_MAX, VERSION, begin_chunk, expect_length, open_chunk, take_text,
@@ -82,8 +82,8 @@ impl Root {
         let mut chunk = begin_chunk(MAGIC, HEADER_BYTES);
         chunk[INDEX_LEVEL] = self.index_level;
         chunk[BLOCK_BYTES].copy_from_slice(&u32::from(self.block_size).to_le_bytes());
-        chunk[MANIFESTS].copy_from_slice(&(self.manifests.len() as u32).to_le_bytes());
-        chunk[PACKS].copy_from_slice(&(self.packs.len() as u32).to_le_bytes());
+        chunk[MANIFESTS].copy_from_slice(&count_u32(self.manifests.len()));
+        chunk[PACKS].copy_from_slice(&count_u32(self.packs.len()));
         let counts = [self.files, self.groups, self.leaves, self.blocks, self.bytes];
         for (place, count) in chunk[FILES.start..CONTENT_BYTES.end].chunks_exact_mut(8).zip(counts) {
             place.copy_from_slice(&count.to_le_bytes());
@@ -93,14 +93,14 @@ impl Root {
         for manifest in &self.manifests {
             let label = manifest.label.as_str();
             chunk.extend_from_slice(&manifest.bytes.to_le_bytes());
-            chunk.extend_from_slice(&(label.len() as u16).to_le_bytes());
+            chunk.extend_from_slice(&count_u16(label.len()));
             text.push_str(label);
         }
         for pack in &self.packs {
             chunk.extend_from_slice(&pack.pack.0.to_le_bytes());
             chunk.extend_from_slice(&pack.bytes.to_le_bytes());
         }
-        chunk[TEXT_BYTES].copy_from_slice(&(text.len() as u32).to_le_bytes());
+        chunk[TEXT_BYTES].copy_from_slice(&count_u32(text.len()));
         chunk.extend_from_slice(text.as_bytes());
         Ok(chunk)
     }
