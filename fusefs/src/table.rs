@@ -22,6 +22,8 @@ pub const SERVER_ATTRIBUTE: &str = "user.pghydrant.server";
 /// How long a mount may take to answer before it counts as hung.
 const ANSWER_TIME: Duration = Duration::from_secs(10);
 const ATTRIBUTE_BYTES_MAX: usize = 256;
+/// As many as the kernel follows.
+const LINKS_MAX: usize = 40;
 
 /// A mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,12 +65,22 @@ pub fn mount_at(mountpoint: &Path) -> Result<Option<Mount>> {
     Ok(table.split(|byte| *byte == b'\n').filter_map(parse).rfind(|mount| mount.mountpoint == mountpoint))
 }
 
-/// `mountpoint` with its parent resolved: the last component is not touched, it may be a mount that does not answer.
+/// `mountpoint` as the table has it: absolute, every link followed.
+///
+/// Of the last component only the link's text is read: it may be a mount that does not answer.
 pub fn resolve(mountpoint: &Path) -> Result<PathBuf> {
-    let absolute = std::path::absolute(mountpoint).map_err(|cause| Error::io("resolve", mountpoint, cause))?;
-    let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name()) else { return Ok(absolute) };
-    let parent = parent.canonicalize().map_err(|cause| Error::io("resolve", parent, cause))?;
-    Ok(parent.join(name))
+    let refused = |cause: io::Error| Error::io("resolve", mountpoint, cause);
+    let mut place = std::path::absolute(mountpoint).map_err(refused)?;
+    for _ in 0..LINKS_MAX {
+        let (Some(parent), Some(name)) = (place.parent(), place.file_name()) else { return Ok(place) };
+        let parent = parent.canonicalize().map_err(refused)?;
+        place = parent.join(name);
+        match std::fs::read_link(&place) {
+            Ok(target) => place = parent.join(target),
+            Err(_) => return Ok(place),
+        }
+    }
+    Err(refused(rustix::io::Errno::LOOP.into()))
 }
 
 /// Asks the mount something harmless.
@@ -179,10 +191,16 @@ mod tests {
     }
 
     #[test]
-    fn the_mountpoint_itself_is_not_followed() {
+    fn a_mountpoint_is_resolved_without_being_touched() {
         let place = tempfile::tempdir().unwrap();
-        std::os::unix::fs::symlink("/nonexistent", place.path().join("link")).unwrap();
-        let resolved = resolve(&place.path().join("link")).unwrap();
-        assert_eq!(resolved.file_name(), Some(OsStr::new("link")));
+        let root = place.path().canonicalize().unwrap();
+        let link = |target: &str, name: &str| std::os::unix::fs::symlink(target, root.join(name)).unwrap();
+        link("there", "link");
+        link(".", "itself");
+        link("loop", "loop");
+        assert_eq!(resolve(&root.join("itself/link")).unwrap(), root.join("there"));
+        assert_eq!(resolve(&root.join("there/")).unwrap(), root.join("there"));
+        assert!(resolve(&root.join("loop")).is_err());
+        assert!(resolve(&root.join("missing/there")).is_err());
     }
 }

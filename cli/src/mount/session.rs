@@ -1,0 +1,125 @@
+//! The mount that a restore works from: it begins and ends with the restore, however that ends.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use engine::units::{BackupLabel, ClusterName, SessionId};
+use fusefs::table;
+
+use super::launch::{self, Server};
+use super::{MEMORY_BYTES_DEFAULT, place, protocol, unmount, usable};
+
+/// How long a server may take to end by itself: it detaches the mount at once and gives readers two seconds.
+const SERVER_END_WAIT: Duration = Duration::from_secs(10);
+
+/// What a restore wants to have mounted.
+#[derive(Clone, Debug)]
+pub(crate) struct MountRequest {
+    /// The repository's directory, absolute.
+    pub(crate) repository: PathBuf,
+    pub(crate) cluster: ClusterName,
+    pub(crate) backup: BackupLabel,
+    /// Names the mountpoint.
+    pub(crate) session: SessionId,
+    /// `--mount-dir`; [`super::default_directory`] otherwise.
+    pub(crate) mount_directory: Option<PathBuf>,
+    /// User and group number of the instance's owner: shown as the owner of everything, and able to read it.
+    pub(crate) owner: (u32, u32),
+    /// Memory for read-ahead and decoded blocks; 64 MiB unless given.
+    pub(crate) memory_bytes: Option<u64>,
+    /// Where the server logs.
+    pub(crate) log: PathBuf,
+}
+
+/// A mounted backup, with the server that this process started for it. Dropped, it is taken away.
+#[derive(Debug)]
+pub(crate) struct SessionMount {
+    mountpoint: PathBuf,
+    token: String,
+    server: Option<Server>,
+}
+
+impl SessionMount {
+    /// Starts a server, mounts, and waits until the mount answers.
+    pub(crate) fn start(request: &MountRequest) -> anyhow::Result<Self> {
+        usable::refuse_unless_usable()?;
+        let own = rustix::process::geteuid();
+        // Only root can serve others without asking /etc/fuse.conf; an ordinary user restores for itself.
+        let allow_other = own.is_root() && request.owner.0 != own.as_raw();
+        let token = launch::new_token()?;
+        let mountpoint = place::make(&request.session, request.mount_directory.as_deref())?;
+        let asked = protocol::Request {
+            repository: request.repository.clone(),
+            cluster: request.cluster.clone(),
+            backup: request.backup.clone(),
+            mountpoint: mountpoint.clone(),
+            owner: Some(request.owner),
+            allow_other,
+            memory_bytes: request.memory_bytes.unwrap_or(MEMORY_BYTES_DEFAULT),
+            token: token.clone(),
+            with_parent: true,
+        };
+        let mut mount = Self { mountpoint, token, server: None };
+        // A failure drops `mount`, which takes away what there is.
+        mount.server = Some(Server::start(&asked, &request.log)?);
+        Ok(mount)
+    }
+
+    /// Where the backup is mounted.
+    pub(crate) fn mountpoint(&self) -> &Path {
+        &self.mountpoint
+    }
+
+    /// What the server was given to prove that the mount is its own.
+    pub(crate) fn token(&self) -> &str {
+        &self.token
+    }
+
+    /// Proves that what lies at the mountpoint is still the mount of the server that this session started.
+    pub(crate) fn prove(&self) -> engine::Result<()> {
+        table::prove(&self.mountpoint, &self.token)
+    }
+
+    /// Where the server logs: the place of the reason for an EIO.
+    pub(crate) fn server_log(&self) -> &Path {
+        self.server.as_ref().map_or(Path::new("/dev/null"), Server::log)
+    }
+
+    /// The end of the server's log.
+    pub(crate) fn last_words(&self) -> Option<String> {
+        launch::last_words(self.server_log())
+    }
+
+    /// The server's process id.
+    pub(crate) fn server_id(&self) -> Option<u32> {
+        self.server.as_ref().map(Server::id)
+    }
+
+    /// Whether the server still runs.
+    pub(crate) fn is_alive(&mut self) -> bool {
+        self.server.as_mut().is_some_and(Server::is_alive)
+    }
+
+    /// Takes the mount away and waits until the server has ended.
+    pub(crate) fn stop(mut self) -> anyhow::Result<()> {
+        self.take_away()
+    }
+
+    fn take_away(&mut self) -> anyhow::Result<()> {
+        if let Some(mut server) = self.server.take() {
+            server.end(SERVER_END_WAIT);
+        }
+        // A server that was killed leaves its mount.
+        unmount::clear_leftover(&self.mountpoint)?;
+        place::remove(&self.mountpoint);
+        Ok(())
+    }
+}
+
+impl Drop for SessionMount {
+    fn drop(&mut self) {
+        if let Err(error) = self.take_away() {
+            tracing::warn!("{error:#}");
+        }
+    }
+}
