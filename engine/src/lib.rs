@@ -4,7 +4,6 @@
 //! bytes need: the page checksum, the names of WAL segments, timelines.
 
 pub mod blocks;
-pub mod cache;
 pub mod checksum;
 pub mod codec;
 pub mod error;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{BackupWriter, ClusterInfo, Manifest, Parent, Repository, get_json, keys, list_or_empty};
+use super::{BackupWriter, ClusterInfo, Manifest, Parent, Repository, get, keys, list_or_empty};
 use crate::blocks::Blocks;
 use crate::format::backup::BackupInfo;
 use crate::store::Store;
@@ -67,11 +67,8 @@ impl Cluster {
     /// The description of a backup.
     pub fn backup_info(&self, label: &BackupLabel) -> Result<BackupInfo> {
         let key = keys::backup(self.name(), label);
-        let info: BackupInfo = match get_json(self.store(), &key) {
-            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
-                return Err(self.no_such_backup(label)?);
-            }
-            other => other?,
+        let Some(info) = get(self.store(), &key, BackupInfo::from_json)? else {
+            return Err(self.no_such_backup(label)?);
         };
         if info.label != *label || info.cluster != *self.name() {
             let detail = format!("it describes backup {} of cluster \"{}\"", info.label, info.cluster);

@@ -1,63 +1,399 @@
-//! A backup's manifest, read chunk by chunk.
+//! A backup's manifest: its files, and the records of their blocks.
+//!
+//! The tree of chunks is walked from the root, which alone is read when the manifest is opened; so a backup of any
+//! size opens with one read, and finding a file or a block reads a chunk a level. What a chunk says of the one below
+//! (how many files and leaves are in it) is compared when that is read: a tree that does not add up is corrupt, and
+//! nobody walks it in circles.
 
-use crate::Result;
+use std::cmp::Ordering;
+use std::sync::Arc;
+
+use super::chunks::{Chunks, read_chunk};
+use super::{Cluster, keys};
+use crate::checksum::Hash;
 use crate::format::backup::BackupInfo;
 use crate::format::block::BlockRecord;
-use crate::format::file::FileRecord;
-use crate::repository::Cluster;
+use crate::format::file::{FileKind, FileRecord};
+use crate::format::manifest::{
+    CHUNK_BYTES_MAX, ChunkRef, Group, IndexChunk, LEAF_RECORDS, ManifestUse, PackUse, Root, path,
+};
 use crate::units::BlockNumber;
+use crate::{Error, Result};
 
 /// The files and blocks of a backup; cheap to clone, shared by threads.
 #[derive(Clone, Debug)]
 pub struct Manifest {
-    info: std::sync::Arc<BackupInfo>,
+    inner: Arc<Inner>,
 }
 
-#[allow(unused_variables, clippy::unimplemented, missing_docs, clippy::missing_errors_doc)]
+#[derive(Debug)]
+struct Inner {
+    info: BackupInfo,
+    root: Root,
+    chunks: Chunks,
+}
+
+/// A group with its place in the whole.
+#[derive(Clone, Debug)]
+pub(super) struct PlacedGroup {
+    pub(super) group: Arc<Group>,
+    /// Its first leaf, counted over the manifest.
+    pub(super) first_leaf: u64,
+    pub(super) chunk: ChunkRef,
+}
+
 impl Manifest {
+    /// Opens the manifest of a backup: reads its root.
     pub fn open(cluster: &Cluster, info: &BackupInfo) -> Result<Self> {
-        unimplemented!()
+        let key = keys::manifest(cluster.name(), &info.label);
+        let described = || cluster.store().describe(&keys::backup(cluster.name(), &info.label));
+        let hash = Hash::from_hex(&info.manifest.root_hash)
+            .ok_or_else(|| Error::corrupt(described(), "the hash of the manifest's root is not 64 hex digits"))?;
+        let (bytes, offset) = (info.manifest.root_bytes, info.manifest.root_offset);
+        if bytes == 0 || bytes > CHUNK_BYTES_MAX {
+            return Err(Error::corrupt(described(), format!("a manifest root of {bytes} bytes")));
+        }
+        let place = ChunkRef { hash, manifest: 0, bytes, offset };
+        let path = cluster.store().describe(&key);
+        let root = Root::from_bytes(&read_chunk(cluster.store(), &key, &place)?)
+            .map_err(|malformed| malformed.in_file(&path, offset))?;
+        if root.block_size != info.block_bytes {
+            let (found, expected) = (root.block_size.bytes(), info.block_bytes.bytes());
+            return Err(Error::corrupt_at(
+                path,
+                offset,
+                format!("blocks of {found} bytes, the backup's have {expected}"),
+            ));
+        }
+        let store = Arc::clone(cluster.repository().store());
+        let chunks = Chunks::new(store, cluster.name().clone(), root.manifests.clone());
+        Ok(Self { inner: Arc::new(Inner { info: info.clone(), root, chunks }) })
     }
+
+    /// The backup's description.
     pub fn info(&self) -> &BackupInfo {
-        &self.info
+        &self.inner.info
     }
-    /// All files in path order.
-    pub fn files(&self) -> impl Iterator<Item = Result<FileRecord>> + '_ {
-        std::iter::empty()
-    }
+
+    /// How many files, directories and links there are.
     pub fn file_count(&self) -> u64 {
-        unimplemented!()
+        self.inner.root.files
     }
-    pub fn file(&self, path: &str) -> Result<Option<FileRecord>> {
-        unimplemented!()
-    }
-    /// The file at `index` of the path order, or none past the end.
-    pub fn file_at(&self, index: u64) -> Result<Option<FileRecord>> {
-        unimplemented!()
-    }
-    /// Where `path` is in the path order.
-    pub fn index_of(&self, path: &str) -> Result<Option<u64>> {
-        unimplemented!()
-    }
-    /// The index of the first file behind `path` and everything below it.
-    pub fn index_after(&self, path: &str) -> Result<u64> {
-        unimplemented!()
-    }
-    /// The direct children of a directory ("" is the root).
-    pub fn children(&self, directory: &str) -> Result<Vec<FileRecord>> {
-        unimplemented!()
-    }
-    pub fn block(&self, number: BlockNumber) -> Result<BlockRecord> {
-        unimplemented!()
-    }
-    /// Appends `count` records from `first` on.
-    pub fn blocks(&self, first: BlockNumber, count: u64, out: &mut Vec<BlockRecord>) -> Result<()> {
-        unimplemented!()
-    }
+
+    /// The numbers of all block records are below this; not every number below it is in use. The size of a map.
     pub fn block_limit(&self) -> u64 {
-        unimplemented!()
+        self.inner.root.leaves * LEAF_RECORDS
     }
+
+    /// The packs that blocks lie in, ascending.
+    pub fn packs(&self) -> &[PackUse] {
+        &self.inner.root.packs
+    }
+
+    /// The manifest files that chunks lie in.
+    pub fn manifests(&self) -> &[ManifestUse] {
+        &self.inner.root.manifests
+    }
+
+    /// All files, directories and links in path order: a directory before what is in it.
+    pub fn files(&self) -> impl Iterator<Item = Result<FileRecord>> + '_ {
+        Files::from(self, Begin::Start)
+    }
+
+    /// The file, directory or link of that path.
+    pub fn file(&self, wanted: &str) -> Result<Option<FileRecord>> {
+        let found = Files::from(self, Begin::Path(wanted.to_owned())).next().transpose()?;
+        Ok(found.filter(|file| file.path == wanted))
+    }
+
+    /// What is directly in a directory (the empty path is the data directory), in path order.
+    pub fn children(&self, directory: &str) -> Result<Vec<FileRecord>> {
+        let mut children = Vec::new();
+        let first = if directory.is_empty() { Begin::Start } else { Begin::After(directory.to_owned()) };
+        let mut files = Files::from(self, first);
+        while let Some(file) = files.next().transpose()? {
+            if !path::is_below(&file.path, directory) {
+                break;
+            }
+            if matches!(file.kind, FileKind::Directory | FileKind::Tablespace { .. }) {
+                files = Files::from(self, Begin::AfterSubtree(file.path.clone()));
+            }
+            children.push(file);
+        }
+        Ok(children)
+    }
+
+    /// The record of a block.
+    pub fn block(&self, number: BlockNumber) -> Result<BlockRecord> {
+        let mut one = Vec::with_capacity(1);
+        self.blocks(number, 1, &mut one)?;
+        one.pop().ok_or_else(|| self.no_such_block(number))
+    }
+
+    /// Appends the records of `count` blocks from `first` on, which belong to one file.
+    pub fn blocks(&self, first: BlockNumber, count: u64, out: &mut Vec<BlockRecord>) -> Result<()> {
+        let end = first.0.checked_add(count).filter(|end| *end <= self.block_limit());
+        let end = end.ok_or_else(|| self.no_such_block(first))?;
+        let mut next = first;
+        while next.0 < end {
+            let (leaf, slot) = next.leaf_and_slot();
+            let records = self.leaf(leaf)?;
+            let wanted = (end - next.0).min(LEAF_RECORDS - slot as u64);
+            let found = records.get(slot..slot + wanted as usize).ok_or_else(|| self.no_such_block(next))?;
+            out.extend_from_slice(found);
+            next.0 += wanted;
+        }
+        Ok(())
+    }
+
+    /// Reads the whole tree: every chunk is what its reference says, the counts add up, paths are in order.
     pub fn verify_all(&self) -> Result<()> {
-        unimplemented!()
+        let mut counted = Counted::default();
+        let mut last_path: Option<String> = None;
+        for group in self.groups() {
+            let PlacedGroup { group, chunk, .. } = group?;
+            for (number, place) in group.leaves().iter().enumerate() {
+                counted.blocks += self.group_leaf(&group, number, place)?.len() as u64;
+            }
+            for file in group.files() {
+                let in_order = last_path.is_none_or(|last| path::order(&last, &file.path) == Ordering::Less);
+                if !in_order {
+                    return Err(self.inner.chunks.corrupt(&chunk, format!("\"{}\" is out of order", file.path)));
+                }
+                last_path = Some(file.path.clone());
+                counted.files += 1;
+                counted.bytes += file.bytes;
+            }
+            counted.groups += 1;
+        }
+        let root = &self.inner.root;
+        let expected = Counted { files: root.files, groups: root.groups, blocks: root.blocks, bytes: root.bytes };
+        if counted == expected {
+            return Ok(());
+        }
+        Err(self.root_is_corrupt(format!("the manifest's root counts {expected:?}, found {counted:?}")))
+    }
+
+    /// All groups in path order.
+    pub(super) fn groups(&self) -> impl Iterator<Item = Result<PlacedGroup>> + '_ {
+        Groups::from(self, &Begin::Start)
+    }
+
+    /// The records of a leaf of a group.
+    pub(super) fn group_leaf(&self, group: &Group, number: usize, place: &ChunkRef) -> Result<Arc<[BlockRecord]>> {
+        let records = self.inner.chunks.leaf(place)?;
+        let expected = group.leaf_records(number);
+        if records.len() as u64 == expected {
+            return Ok(records);
+        }
+        Err(self.inner.chunks.corrupt(place, format!("a leaf of {} records, its group says {expected}", records.len())))
+    }
+
+    fn leaf(&self, number: u64) -> Result<Arc<[BlockRecord]>> {
+        let no_such = || self.no_such_block(BlockNumber(number.saturating_mul(LEAF_RECORDS)));
+        let (mut index, mut within) = (self.top()?, number);
+        loop {
+            let (entry, rest) = index.find_leaf(within).ok_or_else(no_such)?;
+            within = rest;
+            if index.level() == 0 {
+                let group = self.group_below(&index, entry)?;
+                let leaf =
+                    usize::try_from(within).ok().filter(|leaf| *leaf < group.leaves().len()).ok_or_else(no_such)?;
+                return self.group_leaf(&group, leaf, &group.leaves()[leaf]);
+            }
+            index = self.index_below(&index, entry)?;
+        }
+    }
+
+    fn top(&self) -> Result<Arc<IndexChunk>> {
+        let root = &self.inner.root;
+        let top = self.inner.chunks.index(&root.index)?;
+        if top.level() == root.index_level && top.files() == root.files && top.leaves() == root.leaves {
+            return Ok(top);
+        }
+        Err(self.inner.chunks.corrupt(&root.index, "the index does not have the level and the counts of the root"))
+    }
+
+    fn index_below(&self, index: &IndexChunk, entry: usize) -> Result<Arc<IndexChunk>> {
+        let entry = &index.entries()[entry];
+        let below = self.inner.chunks.index(&entry.chunk)?;
+        let first = below.entries().first().map(|first| first.first_path.as_str());
+        let fits = (below.files(), below.leaves()) == (entry.files, entry.leaves) && first == Some(&entry.first_path);
+        if fits && below.level() + 1 == index.level() {
+            return Ok(below);
+        }
+        Err(self.inner.chunks.corrupt(&entry.chunk, "an index chunk that is not what the one above it says"))
+    }
+
+    fn group_below(&self, index: &IndexChunk, entry: usize) -> Result<Arc<Group>> {
+        let entry = &index.entries()[entry];
+        let group = self.inner.chunks.group(&entry.chunk)?;
+        let counts = (group.files().len() as u64, group.leaves().len() as u64);
+        let first = group.files().first().map(|file| file.path.as_str());
+        let fits = counts == (entry.files, entry.leaves) && first == Some(&entry.first_path);
+        if fits && group.block_size() == self.inner.root.block_size {
+            return Ok(group);
+        }
+        Err(self.inner.chunks.corrupt(&entry.chunk, "a group that is not what the index says"))
+    }
+
+    fn no_such_block(&self, number: BlockNumber) -> Error {
+        self.root_is_corrupt(format!("there is no block number {}", number.0))
+    }
+
+    fn root_is_corrupt(&self, detail: String) -> Error {
+        self.inner.chunks.corrupt(&self.inner.root.index, detail)
+    }
+}
+
+/// What a walk over the whole manifest must find.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Counted {
+    files: u64,
+    groups: u64,
+    blocks: u64,
+    bytes: u64,
+}
+
+/// Where in the order of paths a walk begins.
+#[derive(Clone, Debug)]
+enum Begin {
+    Start,
+    /// At this path, or where it would stand.
+    Path(String),
+    /// Behind this path.
+    After(String),
+    /// Behind this directory and all that is below it.
+    AfterSubtree(String),
+}
+
+impl Begin {
+    /// Whether `path` stands before the beginning: true up to some place in the order, false from there on.
+    fn is_before(&self, path: &str) -> bool {
+        match self {
+            Self::Start => false,
+            Self::Path(first) => path::order(path, first) == Ordering::Less,
+            Self::After(last) => path::order(path, last) != Ordering::Greater,
+            Self::AfterSubtree(directory) => path::order_to_subtree(path, directory) != Ordering::Greater,
+        }
+    }
+}
+
+/// The groups from some path on. Holds one index chunk a level.
+struct Groups<'a> {
+    manifest: &'a Manifest,
+    /// From the top down: a chunk, the entry to go on with, and the first leaf of that entry.
+    stack: Vec<(Arc<IndexChunk>, usize, u64)>,
+    /// Why the walk could not begin.
+    failed: Option<Error>,
+}
+
+impl<'a> Groups<'a> {
+    /// From the group on that may hold the first path that is wanted.
+    fn from(manifest: &'a Manifest, first: &Begin) -> Self {
+        let mut groups = Self { manifest, stack: Vec::new(), failed: None };
+        if let Err(error) = groups.descend(manifest.top(), 0, first) {
+            groups.failed = Some(error);
+            groups.stack.clear();
+        }
+        groups
+    }
+
+    /// Goes down from `index`, whose first leaf is `first_leaf`, to the group that may hold `first`.
+    fn descend(&mut self, mut index: Result<Arc<IndexChunk>>, mut first_leaf: u64, first: &Begin) -> Result<()> {
+        loop {
+            let chunk = index?;
+            let entries = chunk.entries();
+            // The last entry that begins before may still have what is wanted at its end.
+            let entry = entries.partition_point(|entry| first.is_before(&entry.first_path)).saturating_sub(1);
+            first_leaf += entries[..entry].iter().map(|entry| entry.leaves).sum::<u64>();
+            self.stack.push((Arc::clone(&chunk), entry, first_leaf));
+            if chunk.level() == 0 {
+                return Ok(());
+            }
+            index = self.manifest.index_below(&chunk, entry);
+        }
+    }
+
+    fn advance(&mut self) -> Result<Option<PlacedGroup>> {
+        loop {
+            let Some((chunk, entry, first_leaf)) = self.stack.last_mut() else { return Ok(None) };
+            let Some(current) = chunk.entries().get(*entry) else {
+                self.stack.pop();
+                // The chunk above goes on with its next entry.
+                if let Some((above, entry, first_leaf)) = self.stack.last_mut() {
+                    *first_leaf += above.entries().get(*entry).map_or(0, |done| done.leaves);
+                    *entry += 1;
+                }
+                continue;
+            };
+            if chunk.level() == 0 {
+                let group = self.manifest.group_below(chunk, *entry)?;
+                let placed = PlacedGroup { group, first_leaf: *first_leaf, chunk: current.chunk };
+                *first_leaf += current.leaves;
+                *entry += 1;
+                return Ok(Some(placed));
+            }
+            let (below, first_leaf) = (self.manifest.index_below(chunk, *entry), *first_leaf);
+            self.descend(below, first_leaf, &Begin::Start)?;
+        }
+    }
+}
+
+impl Iterator for Groups<'_> {
+    type Item = Result<PlacedGroup>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if let Some(error) = self.failed.take() {
+            return Some(Err(error));
+        }
+        let next = self.advance().transpose();
+        if matches!(next, Some(Err(_))) {
+            // An error ends the walk.
+            self.stack.clear();
+        }
+        next
+    }
+}
+
+/// The files from some path on, with their blocks numbered over the whole manifest.
+struct Files<'a> {
+    groups: Groups<'a>,
+    first: Begin,
+    current: Option<PlacedGroup>,
+    next: usize,
+}
+
+impl<'a> Files<'a> {
+    fn from(manifest: &'a Manifest, first: Begin) -> Self {
+        Self { groups: Groups::from(manifest, &first), first, current: None, next: 0 }
+    }
+}
+
+impl Iterator for Files<'_> {
+    type Item = Result<FileRecord>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(placed) = &self.current
+                && let Some(file) = placed.group.files().get(self.next)
+            {
+                self.next += 1;
+                let mut file = file.clone();
+                file.first_block.0 += placed.first_leaf * LEAF_RECORDS;
+                return Some(Ok(file));
+            }
+            match self.groups.next()? {
+                Ok(placed) => {
+                    // Only the first groups can have files before the one that is wanted.
+                    self.next = placed.group.files().partition_point(|file| self.first.is_before(&file.path));
+                    self.current = Some(placed);
+                }
+                Err(error) => {
+                    self.current = None;
+                    return Some(Err(error));
+                }
+            }
+        }
     }
 }

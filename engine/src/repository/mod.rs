@@ -16,66 +16,32 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
 use crate::codec::Compression;
-use crate::format::FORMAT;
-use crate::store::{Existing, LocalStore, Store};
-use crate::units::{BlockSize, ClusterName, SystemIdentifier};
+use crate::format::Malformed;
+use crate::store::{Entry, Existing, LocalStore, Store};
+use crate::units::{BlockSize, ClusterName};
 use crate::{Error, Result};
 
+mod chunks;
 mod cluster;
 pub(crate) mod keys;
 mod lock;
 mod manifest;
+mod packs;
+mod sweep;
+#[cfg(test)]
+pub(crate) mod tests;
 mod writer;
 
+pub use crate::format::repository::{ClusterInfo, RepositoryId, RepositoryInfo};
 pub use cluster::{Backup, Cluster};
 pub use lock::{Lock, LockKind};
 pub use manifest::Manifest;
-pub use writer::{BackupWriter, Description, LeafRef, Outcome, PackWriter, Parent};
+pub use packs::{Outcome, PackWriter};
+pub use writer::{BackupWriter, Description, LeafRef, Parent};
 
 /// More than any description of ours needs; a longer one is damaged.
 pub(crate) const DESCRIPTION_BYTES_MAX: u64 = 64 << 20;
-
-/// `pghydrant.json`: what a repository is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RepositoryInfo {
-    /// The format it was made with.
-    pub format: u16,
-    /// The oldest reader that understands it.
-    pub minimum_reader: u16,
-    /// 32 hex digits, random; packs carry it.
-    pub id: String,
-    /// What new blocks are compressed with.
-    pub compression: Compression,
-    /// The size of all its blocks.
-    pub block_bytes: BlockSize,
-    /// UTC, RFC 3339.
-    pub created_at: String,
-    /// Reserved: a repository with encryption is refused by this version.
-    pub encryption: Option<serde_json::Value>,
-}
-
-/// `cluster.json`: what a cluster is. Made by its first backup or its first WAL segment.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ClusterInfo {
-    /// The user's name for it.
-    pub name: ClusterName,
-    /// What makes two clusters the same.
-    pub system_identifier: SystemIdentifier,
-    /// `wal_segment_size`, bytes.
-    pub wal_segment_bytes: u64,
-    /// UTC, RFC 3339.
-    pub created_at: String,
-}
-
-impl ClusterInfo {
-    /// The description of a cluster that is new in the repository.
-    pub fn new(name: ClusterName, system_identifier: SystemIdentifier, wal_segment_bytes: u64) -> Self {
-        Self { name, system_identifier, wal_segment_bytes, created_at: now() }
-    }
-}
 
 /// An open repository; clones share it.
 #[derive(Clone, Debug)]
@@ -95,16 +61,8 @@ impl Repository {
     pub fn init(root: &Path, compression: Compression, block_bytes: BlockSize) -> Result<Self> {
         refuse_unless_empty(root)?;
         let store = LocalStore::new(root);
-        let info = RepositoryInfo {
-            format: FORMAT,
-            minimum_reader: FORMAT,
-            id: random_id()?,
-            compression,
-            block_bytes,
-            created_at: now(),
-            encryption: None,
-        };
-        put_json(&store, keys::REPOSITORY, &info, Existing::Refuse)?;
+        let info = RepositoryInfo::new(random_id()?, compression, block_bytes, now());
+        put(&store, keys::REPOSITORY, info.to_json())?;
         Self::with_store(root, Arc::new(store))
     }
 
@@ -114,21 +72,10 @@ impl Repository {
     }
 
     pub(crate) fn with_store(root: &Path, store: Arc<dyn Store>) -> Result<Self> {
-        let path = store.describe(keys::REPOSITORY);
-        let info: RepositoryInfo = match get_json(&*store, keys::REPOSITORY) {
-            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
-                let what = if root.exists() { "it holds no pghydrant.json" } else { "no such directory" };
-                return Err(Error::NotFound(format!("{} is not a repository: {what}", root.display())));
-            }
-            other => other?,
+        let Some(info) = get(&*store, keys::REPOSITORY, RepositoryInfo::from_json)? else {
+            let what = if root.exists() { "it holds no pghydrant.json" } else { "no such directory" };
+            return Err(Error::NotFound(format!("{} is not a repository: {what}", root.display())));
         };
-        refuse_newer(&path, info.minimum_reader)?;
-        if info.encryption.is_some() {
-            return Err(Error::Unsupported { path, detail: "the repository is encrypted".to_owned() });
-        }
-        if repository_id(&info.id).is_none() {
-            return Err(Error::corrupt(path, format!("id \"{}\" is not 32 hex digits", info.id.escape_debug())));
-        }
         Ok(Self { inner: Arc::new(Inner { root: root.to_owned(), store, info }) })
     }
 
@@ -145,12 +92,6 @@ impl Repository {
     /// Where its bytes live.
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.inner.store
-    }
-
-    /// The number that packs carry.
-    pub(crate) fn id_bytes(&self) -> [u8; 16] {
-        // `with_store` has seen that it is a number.
-        repository_id(&self.inner.info.id).unwrap_or_default()
     }
 
     /// The names of its clusters, sorted.
@@ -182,11 +123,8 @@ impl Repository {
 
     /// Opens a cluster, if there is such a one.
     pub fn find_cluster(&self, name: &ClusterName) -> Result<Option<Cluster>> {
-        match get_json::<ClusterInfo>(&**self.store(), &keys::cluster_info(name)) {
-            Ok(info) => Cluster::new(self.clone(), info, name).map(Some),
-            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
+        let info = get(&**self.store(), &keys::cluster_info(name), ClusterInfo::from_json)?;
+        info.map(|info| Cluster::new(self.clone(), info, name)).transpose()
     }
 
     /// Opens the cluster that `info` describes, making it if it is new. A cluster of that name with another system
@@ -194,7 +132,7 @@ impl Repository {
     pub fn create_cluster(&self, info: ClusterInfo) -> Result<Cluster> {
         let cluster = match self.find_cluster(&info.name)? {
             Some(cluster) => cluster,
-            None => match put_json(&**self.store(), &keys::cluster_info(&info.name), &info, Existing::Refuse) {
+            None => match put(&**self.store(), &keys::cluster_info(&info.name), info.to_json()) {
                 Ok(()) => Cluster::new(self.clone(), info.clone(), &info.name)?,
                 // Another process was first: what it wrote counts.
                 Err(error) if error.raw_os_error() == Some(libc::EEXIST) => self.cluster(&info.name)?,
@@ -212,57 +150,42 @@ pub(crate) fn now() -> String {
     jiff::Timestamp::from_second(second).map(|time| time.to_string()).unwrap_or_default()
 }
 
-pub(crate) fn refuse_newer(path: &Path, minimum_reader: u16) -> Result<()> {
-    if minimum_reader <= FORMAT {
-        return Ok(());
+/// Reads a description; none if there is no such key.
+pub(crate) fn get<T>(store: &dyn Store, key: &str, parse: impl Fn(&[u8]) -> Result<T, Malformed>) -> Result<Option<T>> {
+    match store.get(key, DESCRIPTION_BYTES_MAX) {
+        Ok(bytes) => parse(&bytes).map(Some).map_err(|malformed| malformed.in_file(store.describe(key), 0)),
+        Err(error) if is_absent(&error) => Ok(None),
+        Err(error) => Err(error),
     }
-    let detail = format!("needs a pghydrant that reads format {minimum_reader}; this one reads up to {FORMAT}");
-    Err(Error::Unsupported { path: path.to_owned(), detail })
 }
 
-/// Reads a description. Its version is looked at before its fields, which a newer version may have changed.
-pub(crate) fn get_json<T: serde::de::DeserializeOwned>(store: &dyn Store, key: &str) -> Result<T> {
-    #[derive(Deserialize)]
-    struct Version {
-        #[serde(default)]
-        minimum_reader: u16,
-    }
-    let bytes = store.get(key, DESCRIPTION_BYTES_MAX)?;
-    let refuse =
-        |cause: serde_json::Error| Error::corrupt(store.describe(key), format!("not what it should be: {cause}"));
-    let version: Version = serde_json::from_slice(&bytes).map_err(refuse)?;
-    refuse_newer(&store.describe(key), version.minimum_reader)?;
-    serde_json::from_slice(&bytes).map_err(refuse)
+/// Writes a description that must be new.
+pub(crate) fn put(store: &dyn Store, key: &str, json: Result<Vec<u8>, Malformed>) -> Result<()> {
+    let json = json.map_err(|malformed| Error::io("write", store.describe(key), std::io::Error::other(malformed)))?;
+    store.put(key, &json, Existing::Refuse)
 }
 
-pub(crate) fn put_json<T: Serialize>(store: &dyn Store, key: &str, value: &T, existing: Existing) -> Result<()> {
-    let mut bytes = serde_json::to_vec_pretty(value)
-        .map_err(|cause| Error::io("write", store.describe(key), std::io::Error::other(cause)))?;
-    bytes.push(b'\n');
-    store.put(key, &bytes, existing)
+/// The store has no such key or directory.
+pub(crate) fn is_absent(error: &Error) -> bool {
+    error.raw_os_error() == Some(libc::ENOENT)
 }
 
 /// The children of a directory that its first entry makes.
-pub(crate) fn list_or_empty(store: &dyn Store, directory: &str) -> Result<Vec<crate::store::Entry>> {
+pub(crate) fn list_or_empty(store: &dyn Store, directory: &str) -> Result<Vec<Entry>> {
     match store.list(directory) {
-        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) if is_absent(&error) => Ok(Vec::new()),
         other => other,
     }
 }
 
-fn repository_id(text: &str) -> Option<[u8; 16]> {
-    let plain = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-    plain.then(|| u128::from_str_radix(text, 16).ok()).flatten().map(u128::to_be_bytes)
-}
-
-fn random_id() -> Result<String> {
+fn random_id() -> Result<RepositoryId> {
     use std::io::Read;
     let path = Path::new("/dev/urandom");
     let mut bytes = [0; 16];
     std::fs::File::open(path)
         .and_then(|mut file| file.read_exact(&mut bytes))
         .map_err(|cause| Error::io("read", path, cause))?;
-    Ok(format!("{:032x}", u128::from_be_bytes(bytes)))
+    Ok(RepositoryId(bytes))
 }
 
 fn refuse_unless_empty(root: &Path) -> Result<()> {
@@ -282,62 +205,5 @@ fn refuse_unless_empty(root: &Path) -> Result<()> {
             let name = child.file_name();
             Err(Error::Refused(format!("{} is not empty: it holds {}", root.display(), name.display())))
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-
-    use super::*;
-
-    fn make(root: &Path) -> Repository {
-        Repository::init(root, Compression::Lz4, BlockSize::DEFAULT).unwrap()
-    }
-
-    fn info(identifier: u64, segment: u64) -> ClusterInfo {
-        ClusterInfo::new("main".parse().unwrap(), SystemIdentifier(identifier), segment)
-    }
-
-    #[test]
-    fn a_repository_is_made_once_and_opened_as_it_was() {
-        let directory = tempfile::tempdir().unwrap();
-        let root = directory.path().join("deep/repo");
-        let made = make(&root);
-        assert_eq!(Repository::open(&root).unwrap().info(), made.info());
-        assert!(matches!(Repository::init(&root, Compression::None, BlockSize::MIN), Err(Error::Refused(_))));
-        assert_eq!(Repository::open(&root).unwrap().clusters().unwrap(), []);
-    }
-
-    #[test]
-    fn a_directory_with_something_in_it_is_refused_and_one_without_is_not_a_repository() {
-        let directory = tempfile::tempdir().unwrap();
-        assert!(matches!(Repository::open(directory.path()), Err(Error::NotFound(_))));
-        assert!(matches!(Repository::open(&directory.path().join("no")), Err(Error::NotFound(_))));
-        std::fs::write(directory.path().join("precious"), b"x").unwrap();
-        let refused = Repository::init(directory.path(), Compression::Lz4, BlockSize::DEFAULT).unwrap_err();
-        assert!(refused.to_string().contains("precious"), "{refused}");
-    }
-
-    #[test]
-    fn a_newer_repository_is_refused_whatever_its_other_fields_are() {
-        let directory = tempfile::tempdir().unwrap();
-        std::fs::write(directory.path().join(keys::REPOSITORY), br#"{"minimum_reader": 2, "id": []}"#).unwrap();
-        assert!(matches!(Repository::open(directory.path()), Err(Error::Unsupported { .. })));
-        std::fs::write(directory.path().join(keys::REPOSITORY), br#"{"minimum_reader": 1, "id": []}"#).unwrap();
-        assert!(matches!(Repository::open(directory.path()), Err(Error::Corrupt { .. })));
-    }
-
-    #[test]
-    fn two_clusters_never_share_a_name() {
-        let directory = tempfile::tempdir().unwrap();
-        let repository = make(directory.path());
-        let name = "main".parse().unwrap();
-        assert!(matches!(repository.cluster(&name), Err(Error::NotFound(_))));
-        repository.create_cluster(info(7, 16 << 20)).unwrap();
-        repository.create_cluster(info(7, 16 << 20)).unwrap();
-        assert!(matches!(repository.create_cluster(info(8, 16 << 20)), Err(Error::Refused(_))));
-        assert!(matches!(repository.create_cluster(info(7, 1 << 20)), Err(Error::Refused(_))));
-        assert_eq!(repository.clusters().unwrap(), [name]);
     }
 }

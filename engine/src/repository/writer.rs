@@ -1,12 +1,34 @@
-//! Writing a backup.
+//! Writing a backup: blocks into packs, records into the manifest, and at the very end the name that commits it.
+//!
+//! Workers go on by themselves: each has a [`PackWriter`], and whichever is done with a group of files commits it,
+//! in any order. Of a group that is written only the reference to its chunk is kept, so memory does not grow with the
+//! blocks. A chunk that the parent has, byte for byte, is referred to and not written.
+//!
+//! Always true: `<label>.json` appears after everything that it leads to is durable.
 
-use crate::Result;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use jiff::Timestamp;
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
+
+use super::packs::Packs;
+use super::sweep::sweep;
+use super::{Backup, Cluster, Lock, LockKind, PackWriter, keys, now, put};
 use crate::checksum::Hash;
-use crate::format::backup::{BackupInfo, BadPage, ServerInfo, Snapshot, Tablespace, WalRange};
-use crate::format::block::BlockRecord;
-use crate::format::file::FileRecord;
-use crate::repository::{Backup, Cluster};
-use crate::units::BackupLabel;
+use crate::format::backup::{BackupInfo, BadPage, ManifestInfo, ServerInfo, Snapshot, Tablespace, Totals, WalRange};
+use crate::format::block::{BlockRecord, Content};
+use crate::format::file::{FileKind, FileRecord};
+use crate::format::manifest::{
+    ChunkRef, Group, IndexEntry, LEAF_RECORDS, ManifestHeader, ManifestUse, PackUse, Root, build_index, leaf_to_bytes,
+};
+use crate::format::{FORMAT, MINIMUM_READER};
+use crate::store::{Existing, Upload};
+use crate::units::{BackupLabel, PackId};
+use crate::{Error, Result};
 
 /// What a backup compares its blocks with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,19 +37,6 @@ pub enum Parent {
     Full,
     /// With the newest backup, where there is one.
     Latest,
-}
-
-/// What became of a block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// All zero.
-    Zero,
-    /// The same as the parent's.
-    Shared,
-    /// Stored as the changed pages over the parent's.
-    Patched,
-    /// Stored whole.
-    Stored,
 }
 
 /// What only the caller knows of a backup; the writer adds the rest of [`BackupInfo`].
@@ -49,75 +58,314 @@ pub struct Description {
     pub bad_pages: Vec<BadPage>,
 }
 
-/// A leaf of the manifest that is written: 1 to `LEAF_RECORDS` block records.
+/// A leaf of the manifest that is written: 1 to [`LEAF_RECORDS`] block records.
 #[derive(Clone, Debug)]
 pub struct LeafRef {
-    _reference: (),
+    chunk: ChunkRef,
+    records: u64,
+    packs: Vec<PackUse>,
 }
 
 /// A backup on its way. `&self` methods are for all workers at once. Dropped unfinished, it leaves only garbage that
 /// the next one sweeps.
 #[derive(Debug)]
 pub struct BackupWriter {
+    cluster: Cluster,
     label: BackupLabel,
+    started_at: String,
+    began: Instant,
     parent: Option<Backup>,
+    packs: Arc<Packs>,
+    /// The manifest files that chunks may lie in: the parent's, then this backup's own.
+    manifests: Vec<BackupLabel>,
+    /// The parent's chunks.
+    known: HashMap<Hash, ChunkRef>,
+    manifest: Mutex<ManifestFile>,
+    tree: Mutex<Tree>,
+    _lock: Lock,
 }
 
-/// One worker's way into the packs: blocks that it puts one after another lie beside each other.
-#[derive(Debug)]
-pub struct PackWriter {
-    _shared: (),
+/// The file that new chunks are appended to.
+struct ManifestFile {
+    upload: Box<dyn Upload>,
 }
 
-#[allow(unused_variables, clippy::unimplemented)]
+/// What is known of the groups that were committed.
+#[derive(Debug, Default)]
+struct Tree {
+    groups: BTreeMap<u64, IndexEntry>,
+    manifest_bytes: BTreeMap<u32, u64>,
+    pack_bytes: BTreeMap<PackId, u64>,
+    totals: Totals,
+}
+
 impl BackupWriter {
     pub(super) fn begin(cluster: &Cluster, parent: Parent) -> Result<Self> {
-        unimplemented!()
+        let lock = Lock::exclusive(cluster.store(), cluster.name(), LockKind::Backup)?;
+        let swept = sweep(cluster)?;
+        if swept.bytes > 0 {
+            tracing::info!("swept {} bytes that crashed backups left", swept.bytes);
+        }
+        let parent = match parent {
+            Parent::Full => None,
+            Parent::Latest => newest_readable(cluster)?,
+        };
+        let label = new_label(cluster, parent.is_some())?;
+        let inherited = parent.iter().flat_map(|parent| parent.manifest.manifests());
+        let manifests = inherited.map(|used| used.label.clone()).chain([label.clone()]).collect();
+
+        let repository = cluster.repository();
+        let header = ManifestHeader { repository: repository.info().id, label: label.clone() };
+        let mut upload = repository.store().create(&keys::manifest(cluster.name(), &label), Existing::Refuse)?;
+        upload.append(&header.to_bytes())?;
+        let packs = Packs {
+            store: Arc::clone(repository.store()),
+            cluster: cluster.name().clone(),
+            repository: repository.info().id,
+            block_size: repository.info().block_bytes,
+            compression: repository.info().compression,
+            parent: parent.as_ref().map(Backup::blocks),
+            next_pack: AtomicU32::new(swept.next_pack.max(1)),
+            unfinished: AtomicU32::new(0),
+            added_bytes: AtomicU64::new(0),
+            shared_bytes: AtomicU64::new(0),
+        };
+        Ok(Self {
+            cluster: cluster.clone(),
+            label,
+            started_at: now(),
+            began: Instant::now(),
+            known: parent.as_ref().map_or_else(|| Ok(HashMap::new()), chunks_of)?,
+            parent,
+            packs: Arc::new(packs),
+            manifests,
+            manifest: Mutex::new(ManifestFile { upload }),
+            tree: Mutex::default(),
+            _lock: lock,
+        })
     }
+
     /// Its name.
     pub fn label(&self) -> &BackupLabel {
         &self.label
     }
+
     /// The backup that blocks are compared with. Its `manifest.file(path)` and `manifest.blocks(..)` give the parents
     /// of a file's blocks.
     pub fn parent(&self) -> Option<&Backup> {
         self.parent.as_ref()
     }
-    /// A pack for one worker. `PackWriter` is `Send` and owns what it needs; end it with [`PackWriter::finish`].
-    pub fn worker(&self) -> Result<PackWriter> {
-        unimplemented!()
+
+    /// A pack for one worker. A `PackWriter` is `Send` and owns what it needs; end it with [`PackWriter::finish`].
+    pub fn worker(&self) -> PackWriter {
+        PackWriter::new(&self.packs)
     }
-    /// Writes up to `LEAF_RECORDS` records of a group as a leaf, or shares the parent's equal one. Every leaf of a group
-    /// but its last is full.
+
+    /// Writes 1 to [`LEAF_RECORDS`] records of a group as a leaf. Every leaf of a group but its last is full.
     pub fn commit_leaf(&self, records: &[BlockRecord]) -> Result<LeafRef> {
-        unimplemented!()
+        if records.is_empty() || records.len() as u64 > LEAF_RECORDS {
+            return Err(Error::Refused(format!("a leaf of {} records", records.len())));
+        }
+        let mut packs = BTreeMap::<PackId, u64>::new();
+        let runs = records.iter().flat_map(|record| match record.content {
+            Content::Zero => [None, None],
+            Content::Stored { at, .. } => [Some(at), None],
+            Content::Patched { base, patch, .. } => [Some(base), Some(patch)],
+        });
+        runs.flatten().for_each(|run| *packs.entry(run.pack).or_default() += u64::from(run.stored));
+        let chunk = self.put_chunk(&leaf_to_bytes(records))?;
+        let packs = packs.into_iter().map(|(pack, bytes)| PackUse { pack, bytes }).collect();
+        Ok(LeafRef { chunk, records: records.len() as u64, packs })
     }
-    /// Writes the files of a group, in path order, with the group's leaves. `first_block` of a file counts from the
-    /// group's first leaf (`leaf * LEAF_RECORDS + slot`). Groups come in any order; `position` is a group's place among
-    /// them all, in path order (numbers may be left out).
-    pub fn commit_group(&self, position: u64, files: &[FileRecord], leaves: Vec<LeafRef>) -> Result<()> {
-        unimplemented!()
+
+    /// Writes the files of a group, in path order, with the group's leaves, which hold the records of the files' blocks
+    /// one file after another; sets each file's `first_block`. Groups come in any order; `position` is a group's place
+    /// among them all, in path order (numbers may be left out).
+    pub fn commit_group(&self, position: u64, files: Vec<FileRecord>, leaves: &[LeafRef]) -> Result<()> {
+        let refuse = |detail: String| Error::Refused(format!("group {position} of backup {}: {detail}", self.label));
+        let chunks = leaves.iter().map(|leaf| leaf.chunk).collect();
+        let group = Group::new(self.packs.block_size, files, chunks).map_err(refuse)?;
+        for (number, leaf) in leaves.iter().enumerate() {
+            let expected = group.leaf_records(number);
+            if leaf.records != expected {
+                return Err(refuse(format!("leaf {number} has {} records instead of {expected}", leaf.records)));
+            }
+        }
+        let chunk = self.put_chunk(&group.to_bytes())?;
+        let first_path = group.files().first().map(|file| file.path.clone()).unwrap_or_default();
+        let entry =
+            IndexEntry { chunk, first_path, files: group.files().len() as u64, leaves: group.leaves().len() as u64 };
+
+        let mut tree = lock(&self.tree);
+        tree.count(&group, leaves, &chunk);
+        if tree.groups.insert(position, entry).is_some() {
+            return Err(refuse("it was committed before".to_owned()));
+        }
+        Ok(())
     }
-    /// Makes everything durable, then commits.
+
+    /// Makes everything durable, then commits. Every worker must have finished.
     pub fn finish(self, description: Description) -> Result<BackupInfo> {
-        unimplemented!()
+        let unfinished = self.packs.unfinished.load(Ordering::SeqCst);
+        if unfinished > 0 {
+            return Err(Error::Refused(format!("backup {}: {unfinished} workers have not finished", self.label)));
+        }
+        let tree = std::mem::take(&mut *lock(&self.tree));
+        let Tree { groups, mut manifest_bytes, pack_bytes, mut totals } = tree;
+        let (files, group_count) = (totals.files + totals.directories, groups.len() as u64);
+        let mut index_chunks = Vec::new();
+        let put_index = |bytes: Vec<u8>| {
+            let chunk = self.put_chunk(&bytes)?;
+            index_chunks.push(chunk);
+            Ok(chunk)
+        };
+        let refuse = |detail| Error::Refused(format!("backup {}: {detail}", self.label));
+        let (top, index_level) = build_index(groups.into_values().collect(), put_index, refuse)?;
+        for chunk in index_chunks {
+            *manifest_bytes.entry(chunk.manifest).or_default() += u64::from(chunk.bytes);
+        }
+        let manifest_use = |(number, label): (usize, &BackupLabel)| ManifestUse {
+            label: label.clone(),
+            bytes: manifest_bytes.get(&(number as u32)).copied().unwrap_or(0),
+        };
+        let root = Root {
+            block_size: self.packs.block_size,
+            index: top.chunk,
+            index_level,
+            files,
+            groups: group_count,
+            leaves: top.leaves,
+            blocks: totals.blocks,
+            bytes: totals.bytes,
+            manifests: self.manifests.iter().enumerate().map(manifest_use).collect(),
+            packs: pack_bytes.into_iter().map(|(pack, bytes)| PackUse { pack, bytes }).collect(),
+        };
+        let root = root.to_bytes().map_err(refuse)?;
+
+        let mut file = self.manifest.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let root_offset = file.upload.written();
+        file.upload.append(&root)?;
+        totals.added_manifest_bytes = file.upload.written();
+        totals.added_pack_bytes = self.packs.added_bytes.load(Ordering::Relaxed);
+        totals.shared_bytes = self.packs.shared_bytes.load(Ordering::Relaxed);
+        file.upload.commit()?;
+        totals.milliseconds = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+
+        let info = BackupInfo {
+            format: FORMAT,
+            minimum_reader: MINIMUM_READER,
+            label: self.label,
+            cluster: self.cluster.name().clone(),
+            parent: self.parent.map(|parent| parent.info.label),
+            started_at: self.started_at,
+            stopped_at: description.stopped_at,
+            stopped_unix: description.stopped_unix,
+            server: description.server,
+            wal: description.wal,
+            snapshot: description.snapshot,
+            tablespaces: description.tablespaces,
+            bad_pages: description.bad_pages,
+            compression: self.packs.compression,
+            block_bytes: self.packs.block_size,
+            manifest: ManifestInfo {
+                root_hash: Hash::of(&root).to_string(),
+                root_offset,
+                root_bytes: u32::try_from(root.len()).unwrap_or(u32::MAX),
+            },
+            totals,
+        };
+        put(self.cluster.store(), &keys::backup(self.cluster.name(), &info.label), info.to_json())?;
+        Ok(info)
+    }
+
+    /// The place of a chunk: the parent's, if it has the same, else at the end of this backup's manifest.
+    fn put_chunk(&self, bytes: &[u8]) -> Result<ChunkRef> {
+        let own = (self.manifests.len() - 1) as u32;
+        let mut chunk = ChunkRef::to(bytes, own, 0);
+        if let Some(known) = self.known.get(&chunk.hash) {
+            return Ok(*known);
+        }
+        let mut file = lock(&self.manifest);
+        chunk.offset = file.upload.written();
+        file.upload.append(bytes)?;
+        Ok(chunk)
     }
 }
 
-#[allow(unused_variables, clippy::unimplemented)]
-impl PackWriter {
-    /// Stores one block. `hash` saves hashing again; `parent` is the record at the same place in the parent backup, of
-    /// a block of the same length.
-    pub fn put(
-        &mut self,
-        raw: &[u8],
-        hash: Option<Hash>,
-        parent: Option<&BlockRecord>,
-    ) -> Result<(BlockRecord, Outcome)> {
-        unimplemented!()
+impl std::fmt::Debug for ManifestFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ManifestFile").field("written", &self.upload.written()).finish()
     }
-    /// Makes the last pack durable. A worker that is dropped without it makes [`BackupWriter::finish`] fail.
-    pub fn finish(self) -> Result<()> {
-        unimplemented!()
+}
+
+impl Tree {
+    fn count(&mut self, group: &Group, leaves: &[LeafRef], chunk: &ChunkRef) {
+        for chunk in group.leaves().iter().chain([chunk]) {
+            *self.manifest_bytes.entry(chunk.manifest).or_default() += u64::from(chunk.bytes);
+        }
+        for used in leaves.iter().flat_map(|leaf| &leaf.packs) {
+            *self.pack_bytes.entry(used.pack).or_default() += used.bytes;
+        }
+        for file in group.files() {
+            match file.kind {
+                FileKind::Regular => self.totals.files += 1,
+                FileKind::Directory | FileKind::Symlink { .. } | FileKind::Tablespace { .. } => {
+                    self.totals.directories += 1;
+                }
+            }
+            self.totals.bytes += file.bytes;
+        }
+        self.totals.blocks += group.blocks();
     }
+}
+
+/// The newest backup that can be a parent. One that is damaged must not stop all backups to come.
+fn newest_readable(cluster: &Cluster) -> Result<Option<Backup>> {
+    for label in cluster.labels()?.into_iter().rev() {
+        match cluster.backup(&label) {
+            Ok(backup) if backup.info.block_bytes == cluster.repository().info().block_bytes => {
+                return Ok(Some(backup));
+            }
+            Ok(_) => {}
+            Err(error @ (Error::Corrupt { .. } | Error::Unsupported { .. })) => {
+                tracing::warn!("backup {label} cannot be a parent: {error}");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
+}
+
+/// Where the parent's chunks lie, by their hashes.
+fn chunks_of(parent: &Backup) -> Result<HashMap<Hash, ChunkRef>> {
+    let mut known = HashMap::new();
+    for group in parent.manifest.groups() {
+        let placed = group?;
+        let chunks = placed.group.leaves().iter().copied().chain([placed.chunk]);
+        known.extend(chunks.map(|chunk| (chunk.hash, chunk)));
+    }
+    Ok(known)
+}
+
+/// The second of now, in UTC, and `F` or `I`: later than every label there is, so that their order is that of the
+/// backups even where a clock was set back.
+fn new_label(cluster: &Cluster, incremental: bool) -> Result<BackupLabel> {
+    const FORMAT: &str = "%Y%m%dT%H%M%SZ";
+    let refuse = |detail: String| Error::Refused(format!("cannot name a backup: {detail}"));
+    let second_of = |label: &BackupLabel| {
+        let text = label.as_str().split('-').next()?;
+        let time = DateTime::strptime(FORMAT, text).ok()?;
+        Some(time.to_zoned(TimeZone::UTC).ok()?.timestamp().as_second())
+    };
+    let taken = cluster.labels()?.iter().filter_map(second_of).max();
+    let second = taken.map_or(i64::MIN, |taken| taken + 1).max(Timestamp::now().as_second());
+    let time = Timestamp::from_second(second).map_err(|cause| refuse(cause.to_string()))?;
+    let kind = if incremental { 'I' } else { 'F' };
+    format!("{}-{kind}", time.strftime(FORMAT)).parse().map_err(refuse)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A worker that panicked leaves no half-made change: each is one insertion or one append, and an append that
+    // failed fails the backup.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

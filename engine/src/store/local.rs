@@ -111,7 +111,7 @@ impl Store for LocalStore {
             make_directories(parent)?;
         }
         let (temporary, file) = durable::create_beside(&path, FILE_MODE)?;
-        Ok(Box::new(LocalUpload { path, temporary, file, existing, written: 0, renamed: false }))
+        Ok(Box::new(LocalUpload { path, temporary, file, existing, written: 0, failed: false, renamed: false }))
     }
 
     fn settle(&self, key: &str) -> Result<()> {
@@ -157,12 +157,18 @@ struct LocalUpload {
     file: File,
     existing: Existing,
     written: u64,
+    /// Some of a write may be in the file: nothing after it would be where it should.
+    failed: bool,
     renamed: bool,
 }
 
 impl Upload for LocalUpload {
     fn append(&mut self, bytes: &[u8]) -> Result<()> {
-        self.file.write_all(bytes).map_err(|cause| Error::io_at("write", &self.path, self.written, cause))?;
+        self.refuse_after_failure()?;
+        self.file.write_all(bytes).map_err(|cause| {
+            self.failed = true;
+            Error::io_at("write", &self.path, self.written, cause)
+        })?;
         self.written += bytes.len() as u64;
         Ok(())
     }
@@ -172,6 +178,7 @@ impl Upload for LocalUpload {
     }
 
     fn commit(mut self: Box<Self>) -> Result<()> {
+        self.refuse_after_failure()?;
         durable::sync_file(&self.file, &self.path)?;
         match self.existing {
             Existing::Refuse => durable::rename_new_durably(&self.temporary, &self.path)?,
@@ -179,6 +186,15 @@ impl Upload for LocalUpload {
         }
         self.renamed = true;
         Ok(())
+    }
+}
+
+impl LocalUpload {
+    fn refuse_after_failure(&self) -> Result<()> {
+        if !self.failed {
+            return Ok(());
+        }
+        Err(Error::io_at("write", &self.path, self.written, io::Error::other("an earlier write failed")))
     }
 }
 
