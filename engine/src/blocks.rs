@@ -9,8 +9,8 @@
 
 use std::sync::Arc;
 
-use crate::checksum::{Mismatch, Verified, verify};
-use crate::codec::{Codec, DecodeError, decode, decode_within};
+use crate::checksum::{Verified, verify};
+use crate::codec::{Codec, decode, decode_within};
 use crate::format::block::{BlockRecord, Content, Extent};
 use crate::format::file::FileRecord;
 use crate::format::patch::{self, PATCH_BYTES_MAX};
@@ -48,32 +48,31 @@ enum Place {
 pub struct Scratch {
     base: Window,
     patch: Window,
-    decoder: DecodeScratch,
+    /// A patch, decoded.
+    patch_pages: Vec<u8>,
+    /// A block of which only a part is wanted.
     block: Vec<u8>,
     records: Vec<BlockRecord>,
 }
 
-/// What [`decode_verified`] needs besides the block's own buffer.
-#[derive(Debug, Default)]
-pub struct DecodeScratch {
-    patch: Vec<u8>,
+/// Stored bytes that are not the block of their record.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{detail}")]
+pub struct Damage {
+    /// The run of the patch is at fault, not the base.
+    pub in_patch: bool,
+    /// What was expected and what was found.
+    pub detail: String,
 }
 
-/// Why stored bytes are not the block of their record.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Damage {
-    /// The base (or the only) run does not decode.
-    #[error("{0}")]
-    Base(DecodeError),
-    /// The run of the patch does not decode.
-    #[error("{0}")]
-    Patch(DecodeError),
-    /// The patch decodes, but is not one for this block.
-    #[error("{0}")]
-    WrongPatch(crate::format::Malformed),
-    /// Everything decodes, to other bytes than the backup read.
-    #[error("{0}")]
-    Mismatch(Mismatch),
+impl Damage {
+    fn in_base(cause: impl ToString) -> Self {
+        Self { in_patch: false, detail: cause.to_string() }
+    }
+
+    fn in_patch(cause: impl ToString) -> Self {
+        Self { in_patch: true, detail: cause.to_string() }
+    }
 }
 
 impl Blocks {
@@ -124,7 +123,7 @@ impl Blocks {
             Content::Stored { at, codec } => Ok(Some((at, codec))),
             Content::Patched { base, base_codec, .. } => {
                 let run = scratch.base.run(&base);
-                let decoded = decode(base_codec, run, out).map_err(|error| Fault::Damage(Damage::Base(error)));
+                let decoded = decode(base_codec, run, out).map_err(|error| Fault::Damage(Damage::in_base(error)));
                 decoded.map_err(|fault| self.error(record, fault, None))?;
                 Ok(Some((base, base_codec)))
             }
@@ -196,10 +195,10 @@ impl Blocks {
         out: &'out mut [u8],
         scratch: &mut Scratch,
     ) -> Result<Verified<&'out mut [u8]>, Fault> {
-        let Scratch { base, patch, decoder, .. } = scratch;
+        let Scratch { base, patch, patch_pages, .. } = scratch;
         let base = self.window_on(base, ahead.iter().map(base_of))?;
         let patch = self.window_on(patch, ahead.iter().map(patch_of))?;
-        decode_verified(&ahead[0], base, patch, out, decoder).map_err(Fault::Damage)
+        decode_runs(&ahead[0], base, patch, out, patch_pages).map_err(Fault::Damage)
     }
 
     /// The bytes of the first of `runs` (none for a block without such a run), read together with those that lie behind it.
@@ -248,7 +247,7 @@ impl Blocks {
 
     fn error(&self, record: &BlockRecord, fault: Fault, block: Option<(&str, u64)>) -> Error {
         let run = match (&fault, record.content) {
-            (Fault::Damage(Damage::Patch(_) | Damage::WrongPatch(_)), Content::Patched { patch, .. }) => Some(patch),
+            (Fault::Damage(Damage { in_patch: true, .. }), Content::Patched { patch, .. }) => Some(patch),
             _ => base_of(record),
         };
         let block = block.map(|(path, index)| format!("block {index} of {path}: ")).unwrap_or_default();
@@ -291,23 +290,29 @@ pub fn decode_verified<'out>(
     base: &[u8],
     patch: &[u8],
     out: &'out mut [u8],
-    scratch: &mut DecodeScratch,
+    scratch: &mut Scratch,
+) -> Result<Verified<&'out mut [u8]>, Damage> {
+    decode_runs(record, base, patch, out, &mut scratch.patch_pages)
+}
+
+fn decode_runs<'out>(
+    record: &BlockRecord,
+    base: &[u8],
+    patch: &[u8],
+    out: &'out mut [u8],
+    patch_pages: &mut Vec<u8>,
 ) -> Result<Verified<&'out mut [u8]>, Damage> {
     match record.content {
         Content::Zero => out.fill(0),
-        Content::Stored { codec, .. } => decode(codec, base, out).map_err(Damage::Base)?,
+        Content::Stored { codec, .. } => decode(codec, base, out).map_err(Damage::in_base)?,
         Content::Patched { base_codec, patch_codec, .. } => {
-            decode(base_codec, base, out).map_err(Damage::Base)?;
-            apply_patch(patch_codec, patch, out, &mut scratch.patch)?;
+            decode(base_codec, base, out).map_err(Damage::in_base)?;
+            patch_pages.resize(PATCH_BYTES_MAX, 0);
+            let bytes = decode_within(patch_codec, patch, patch_pages).map_err(Damage::in_patch)?;
+            patch::apply(&patch_pages[..bytes], out).map_err(Damage::in_patch)?;
         }
     }
-    verify(out, &record.hash).map_err(Damage::Mismatch)
-}
-
-fn apply_patch(codec: Codec, stored: &[u8], block: &mut [u8], buffer: &mut Vec<u8>) -> Result<(), Damage> {
-    buffer.resize(PATCH_BYTES_MAX, 0);
-    let bytes = decode_within(codec, stored, buffer).map_err(Damage::Patch)?;
-    patch::apply(&buffer[..bytes], block).map_err(Damage::WrongPatch)
+    verify(out, &record.hash).map_err(Damage::in_base)
 }
 
 /// The run that holds the block, or most of it.
@@ -513,11 +518,11 @@ mod tests {
         };
         let record = BlockRecord { hash: Hash::of(&new), content };
         let mut out = vec![0; SIZE.bytes()];
-        let mut scratch = DecodeScratch::default();
+        let mut scratch = Scratch::default();
         assert!(*decode_verified(&record, &base, &patch, &mut out, &mut scratch).unwrap() == *new);
         let refused = decode_verified(&record, &base, &patch[..40], &mut out, &mut scratch).unwrap_err();
-        assert!(matches!(refused, Damage::WrongPatch(_)));
+        assert!(refused.in_patch, "{refused}");
         let refused = decode_verified(&record, &base[1..], &patch, &mut out, &mut scratch).unwrap_err();
-        assert!(matches!(refused, Damage::Base(_)));
+        assert!(!refused.in_patch, "{refused}");
     }
 }

@@ -37,8 +37,9 @@ struct Inner {
 #[derive(Clone, Debug)]
 pub(super) struct PlacedGroup {
     pub(super) group: Arc<Group>,
-    /// Its first leaf, counted over the manifest.
+    /// Its first leaf and its first file, counted over the manifest.
     pub(super) first_leaf: u64,
+    first_file: u64,
     pub(super) chunk: ChunkRef,
 }
 
@@ -97,13 +98,29 @@ impl Manifest {
 
     /// All files, directories and links in path order: a directory before what is in it.
     pub fn files(&self) -> impl Iterator<Item = Result<FileRecord>> + '_ {
-        Files::from(self, Begin::Start)
+        Files::from(self, Begin::Start).map(|file| file.map(|(_, file)| file))
     }
 
     /// The file, directory or link of that path.
     pub fn file(&self, wanted: &str) -> Result<Option<FileRecord>> {
-        let found = Files::from(self, Begin::Path(wanted.to_owned())).next().transpose()?;
-        Ok(found.filter(|file| file.path == wanted))
+        Ok(self.find(wanted)?.map(|(_, file)| file))
+    }
+
+    /// The place of that path in the path order.
+    pub fn index_of(&self, wanted: &str) -> Result<Option<u64>> {
+        Ok(self.find(wanted)?.map(|(index, _)| index))
+    }
+
+    /// The place of the first file behind `directory` and all that is below it.
+    pub fn index_after(&self, directory: &str) -> Result<u64> {
+        let next = Files::from(self, Begin::AfterSubtree(directory.to_owned())).next().transpose()?;
+        Ok(next.map_or(self.file_count(), |(index, _)| index))
+    }
+
+    /// What has that place in the path order.
+    pub fn file_at(&self, index: u64) -> Result<Option<FileRecord>> {
+        let next = Files::from(self, Begin::Index(index)).next().transpose()?;
+        Ok(next.map(|(_, file)| file))
     }
 
     /// What is directly in a directory (the empty path is the data directory), in path order.
@@ -111,7 +128,7 @@ impl Manifest {
         let mut children = Vec::new();
         let first = if directory.is_empty() { Begin::Start } else { Begin::After(directory.to_owned()) };
         let mut files = Files::from(self, first);
-        while let Some(file) = files.next().transpose()? {
+        while let Some((_, file)) = files.next().transpose()? {
             if !path::is_below(&file.path, directory) {
                 break;
             }
@@ -121,6 +138,11 @@ impl Manifest {
             children.push(file);
         }
         Ok(children)
+    }
+
+    fn find(&self, wanted: &str) -> Result<Option<(u64, FileRecord)>> {
+        let found = Files::from(self, Begin::Path(wanted.to_owned())).next().transpose()?;
+        Ok(found.filter(|(_, file)| file.path == wanted))
     }
 
     /// The record of a block.
@@ -255,10 +277,12 @@ struct Counted {
     bytes: u64,
 }
 
-/// Where in the order of paths a walk begins.
+/// Where in the order of files a walk begins.
 #[derive(Clone, Debug)]
 enum Begin {
     Start,
+    /// At the file of this place.
+    Index(u64),
     /// At this path, or where it would stand.
     Path(String),
     /// Behind this path.
@@ -268,10 +292,11 @@ enum Begin {
 }
 
 impl Begin {
-    /// Whether `path` stands before the beginning: true up to some place in the order, false from there on.
-    fn is_before(&self, path: &str) -> bool {
+    /// Whether a file stands before the beginning: true up to some place in the order, false from there on.
+    fn is_after(&self, index: u64, path: &str) -> bool {
         match self {
             Self::Start => false,
+            Self::Index(first) => index < *first,
             Self::Path(first) => path::order(path, first) == Ordering::Less,
             Self::After(last) => path::order(path, last) != Ordering::Greater,
             Self::AfterSubtree(directory) => path::order_to_subtree(path, directory) != Ordering::Greater,
@@ -279,35 +304,64 @@ impl Begin {
     }
 }
 
-/// The groups from some path on. Holds one index chunk a level.
+/// The groups from some file on. Holds one index chunk a level.
 struct Groups<'a> {
     manifest: &'a Manifest,
-    /// From the top down: a chunk, the entry to go on with, and the first leaf of that entry.
-    stack: Vec<(Arc<IndexChunk>, usize, u64)>,
+    /// From the top down.
+    stack: Vec<Step>,
     /// Why the walk could not begin.
     failed: Option<Error>,
 }
 
+/// An index chunk, the entry to go on with, and what is before that entry in the manifest.
+struct Step {
+    chunk: Arc<IndexChunk>,
+    entry: usize,
+    leaves_before: u64,
+    files_before: u64,
+}
+
+impl Step {
+    fn advance(&mut self) {
+        if let Some(done) = self.chunk.entries().get(self.entry) {
+            self.leaves_before += done.leaves;
+            self.files_before += done.files;
+        }
+        self.entry += 1;
+    }
+}
+
 impl<'a> Groups<'a> {
-    /// From the group on that may hold the first path that is wanted.
-    fn from(manifest: &'a Manifest, first: &Begin) -> Self {
+    /// From the group on that may hold the first file that is wanted.
+    fn from(manifest: &'a Manifest, begin: &Begin) -> Self {
         let mut groups = Self { manifest, stack: Vec::new(), failed: None };
-        if let Err(error) = groups.descend(manifest.top(), 0, first) {
+        if let Err(error) = groups.descend(manifest.top(), 0, 0, begin) {
             groups.failed = Some(error);
             groups.stack.clear();
         }
         groups
     }
 
-    /// Goes down from `index`, whose first leaf is `first_leaf`, to the group that may hold `first`.
-    fn descend(&mut self, mut index: Result<Arc<IndexChunk>>, mut first_leaf: u64, first: &Begin) -> Result<()> {
+    /// Goes down from `index`, which has so much before it, to the group that may hold the first file that is wanted.
+    fn descend(
+        &mut self,
+        mut index: Result<Arc<IndexChunk>>,
+        mut leaves_before: u64,
+        mut files_before: u64,
+        begin: &Begin,
+    ) -> Result<()> {
         loop {
             let chunk = index?;
-            let entries = chunk.entries();
-            // The last entry that begins before may still have what is wanted at its end.
-            let entry = entries.partition_point(|entry| first.is_before(&entry.first_path)).saturating_sub(1);
-            first_leaf += entries[..entry].iter().map(|entry| entry.leaves).sum::<u64>();
-            self.stack.push((Arc::clone(&chunk), entry, first_leaf));
+            let mut step = Step { chunk, entry: 0, leaves_before, files_before };
+            // An entry is left behind if the one after it begins too early as well.
+            while let Some([this, next]) = step.chunk.entries().get(step.entry..step.entry + 2)
+                && begin.is_after(step.files_before + this.files, &next.first_path)
+            {
+                step.advance();
+            }
+            (leaves_before, files_before) = (step.leaves_before, step.files_before);
+            let (chunk, entry) = (Arc::clone(&step.chunk), step.entry);
+            self.stack.push(step);
             if chunk.level() == 0 {
                 return Ok(());
             }
@@ -317,25 +371,23 @@ impl<'a> Groups<'a> {
 
     fn advance(&mut self) -> Result<Option<PlacedGroup>> {
         loop {
-            let Some((chunk, entry, first_leaf)) = self.stack.last_mut() else { return Ok(None) };
-            let Some(current) = chunk.entries().get(*entry) else {
+            let Some(step) = self.stack.last_mut() else { return Ok(None) };
+            let Some(current) = step.chunk.entries().get(step.entry) else {
                 self.stack.pop();
                 // The chunk above goes on with its next entry.
-                if let Some((above, entry, first_leaf)) = self.stack.last_mut() {
-                    *first_leaf += above.entries().get(*entry).map_or(0, |done| done.leaves);
-                    *entry += 1;
-                }
+                self.stack.last_mut().map(Step::advance);
                 continue;
             };
-            if chunk.level() == 0 {
-                let group = self.manifest.group_below(chunk, *entry)?;
-                let placed = PlacedGroup { group, first_leaf: *first_leaf, chunk: current.chunk };
-                *first_leaf += current.leaves;
-                *entry += 1;
+            if step.chunk.level() == 0 {
+                let group = self.manifest.group_below(&step.chunk, step.entry)?;
+                let (first_leaf, first_file) = (step.leaves_before, step.files_before);
+                let placed = PlacedGroup { group, first_leaf, first_file, chunk: current.chunk };
+                step.advance();
                 return Ok(Some(placed));
             }
-            let (below, first_leaf) = (self.manifest.index_below(chunk, *entry), *first_leaf);
-            self.descend(below, first_leaf, &Begin::Start)?;
+            let below = self.manifest.index_below(&step.chunk, step.entry);
+            let (leaves_before, files_before) = (step.leaves_before, step.files_before);
+            self.descend(below, leaves_before, files_before, &Begin::Start)?;
         }
     }
 }
@@ -356,37 +408,44 @@ impl Iterator for Groups<'_> {
     }
 }
 
-/// The files from some path on, with their blocks numbered over the whole manifest.
+/// The files from some place on, each with its place, and their blocks numbered over the whole manifest.
 struct Files<'a> {
     groups: Groups<'a>,
-    first: Begin,
+    begin: Begin,
     current: Option<PlacedGroup>,
     next: usize,
 }
 
 impl<'a> Files<'a> {
-    fn from(manifest: &'a Manifest, first: Begin) -> Self {
-        Self { groups: Groups::from(manifest, &first), first, current: None, next: 0 }
+    fn from(manifest: &'a Manifest, begin: Begin) -> Self {
+        Self { groups: Groups::from(manifest, &begin), begin, current: None, next: 0 }
     }
 }
 
 impl Iterator for Files<'_> {
-    type Item = Result<FileRecord>;
+    type Item = Result<(u64, FileRecord)>;
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
             if let Some(placed) = &self.current
                 && let Some(file) = placed.group.files().get(self.next)
             {
-                self.next += 1;
                 let mut file = file.clone();
                 file.first_block.0 += placed.first_leaf * LEAF_RECORDS;
-                return Some(Ok(file));
+                let index = placed.first_file + self.next as u64;
+                self.next += 1;
+                return Some(Ok((index, file)));
             }
             match self.groups.next()? {
                 Ok(placed) => {
-                    // Only the first groups can have files before the one that is wanted.
-                    self.next = placed.group.files().partition_point(|file| self.first.is_before(&file.path));
+                    // Only the first group can have files before the one that is wanted.
+                    let mut index = placed.first_file;
+                    self.next = 0;
+                    while placed.group.files().get(self.next).is_some_and(|file| self.begin.is_after(index, &file.path))
+                    {
+                        self.next += 1;
+                        index += 1;
+                    }
                     self.current = Some(placed);
                 }
                 Err(error) => {

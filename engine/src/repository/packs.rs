@@ -75,10 +75,10 @@ struct OpenPack {
 }
 
 impl PackWriter {
-    pub(super) fn new(shared: &Arc<Packs>) -> Self {
+    pub(super) fn new(shared: &Arc<Packs>) -> Result<Self> {
         shared.unfinished.fetch_add(1, Ordering::SeqCst);
         let shared = Arc::clone(shared);
-        Self { shared, pack: None, scratch: Scratch::default(), base: Vec::new(), encoded: Vec::new() }
+        Ok(Self { shared, pack: None, scratch: Scratch::default(), base: Vec::new(), encoded: Vec::new() })
     }
 
     /// Stores one block. `hash` saves hashing again; `parent` is the record at the same place in the parent backup, of

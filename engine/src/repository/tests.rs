@@ -79,7 +79,7 @@ pub(crate) fn back_up(cluster: &Cluster, tree: &Tree, parent: Parent) -> Result<
     files.sort_by(|one, other| path::order(one.0, other.0));
     let bytes = |content: &Option<Vec<u8>>| content.as_ref().map_or(0, |content| content.len() as u64);
     let sizes = files.iter().map(|(path, content)| (path.as_str(), SIZE.blocks_of(bytes(content))));
-    let mut worker = writer.worker();
+    let mut worker = writer.worker()?;
     let groups: Vec<_> = cut_groups(sizes).collect();
     // Last first: any order must do.
     for (position, range) in groups.into_iter().enumerate().rev() {
@@ -102,7 +102,7 @@ pub(crate) fn back_up(cluster: &Cluster, tree: &Tree, parent: Parent) -> Result<
         }
         let leaves = records.chunks(LEAF_RECORDS as usize).map(|leaf| writer.commit_leaf(leaf));
         let leaves = leaves.collect::<Result<Vec<_>>>()?;
-        writer.commit_group(position as u64, members, &leaves)?;
+        writer.commit_group(position as u64, &members, leaves)?;
     }
     worker.finish()?;
     writer.finish(description())
@@ -203,6 +203,14 @@ fn files_and_children_are_found_by_path() {
     for absent in ["", "A", "base/1/", "base/1/30000", "base/5/16383", "zzz"] {
         assert_eq!(manifest.file(absent).unwrap(), None, "{absent}");
     }
+    for (index, file) in manifest.files().enumerate() {
+        let (index, file) = (index as u64, file.unwrap());
+        assert_eq!(manifest.index_of(&file.path).unwrap(), Some(index));
+        assert_eq!(manifest.file_at(index).unwrap(), Some(file));
+    }
+    assert_eq!(manifest.file_at(tree.len() as u64).unwrap(), None);
+    assert_eq!(manifest.index_after("base").unwrap(), manifest.index_of("global").unwrap().unwrap());
+    assert_eq!(manifest.index_after("pg_wal").unwrap(), tree.len() as u64);
     let names = |directory| {
         let children = manifest.children(directory).unwrap();
         children.into_iter().map(|file| file.path).collect::<Vec<_>>()
@@ -272,7 +280,7 @@ fn what_a_crash_leaves_is_swept_and_nothing_else() {
 
     // A backup that dies before its commit: a whole pack, a whole manifest, and uploads under way.
     let writer = cluster.begin_backup(Parent::Full).unwrap();
-    let mut worker = writer.worker();
+    let mut worker = writer.worker().unwrap();
     worker.put(&pages(4, 5), None, None).unwrap();
     worker.finish().unwrap();
     std::mem::forget(store.create(&keys::pack(cluster.name(), PackId(77)), Existing::Refuse).unwrap());
@@ -310,7 +318,7 @@ fn one_backup_at_a_time_and_a_worker_that_did_not_finish_is_no_backup() {
     let cluster = cluster_of(&repository_in(directory.path())).unwrap();
     let writer = cluster.begin_backup(Parent::Full).unwrap();
     assert!(matches!(cluster.begin_backup(Parent::Full), Err(Error::Locked { .. })));
-    drop(writer.worker());
+    drop(writer.worker().unwrap());
     let refused = writer.finish(description()).unwrap_err();
     assert!(refused.to_string().contains("have not finished"), "{refused}");
     assert_eq!(cluster.labels().unwrap(), []);
@@ -322,7 +330,7 @@ fn a_group_that_no_reader_would_accept_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let cluster = cluster_of(&repository_in(directory.path())).unwrap();
     let writer = cluster.begin_backup(Parent::Full).unwrap();
-    let mut worker = writer.worker();
+    let mut worker = writer.worker().unwrap();
     let (record, _) = worker.put(&pages(4, 1), None, None).unwrap();
     let leaf = writer.commit_leaf(&[record, record]).unwrap();
     let file = FileRecord {
@@ -336,8 +344,8 @@ fn a_group_that_no_reader_would_accept_is_refused() {
         crc32c: 0,
         first_block: BlockNumber(0),
     };
-    assert!(matches!(writer.commit_group(0, vec![file.clone()], &[leaf]), Err(Error::Refused(_))));
-    assert!(matches!(writer.commit_group(0, vec![file], &[]), Err(Error::Refused(_))));
+    assert!(matches!(writer.commit_group(0, &[file.clone()], vec![leaf]), Err(Error::Refused(_))));
+    assert!(matches!(writer.commit_group(0, &[file], Vec::new()), Err(Error::Refused(_))));
     assert!(writer.commit_leaf(&[]).is_err());
 }
 

@@ -157,7 +157,7 @@ impl BackupWriter {
     }
 
     /// A pack for one worker. A `PackWriter` is `Send` and owns what it needs; end it with [`PackWriter::finish`].
-    pub fn worker(&self) -> PackWriter {
+    pub fn worker(&self) -> Result<PackWriter> {
         PackWriter::new(&self.packs)
     }
 
@@ -179,12 +179,12 @@ impl BackupWriter {
     }
 
     /// Writes the files of a group, in path order, with the group's leaves, which hold the records of the files' blocks
-    /// one file after another; sets each file's `first_block`. Groups come in any order; `position` is a group's place
+    /// one file after another. What the files say of `first_block` does not matter. Groups come in any order; `position` is a group's place
     /// among them all, in path order (numbers may be left out).
-    pub fn commit_group(&self, position: u64, files: Vec<FileRecord>, leaves: &[LeafRef]) -> Result<()> {
+    pub fn commit_group(&self, position: u64, files: &[FileRecord], leaves: Vec<LeafRef>) -> Result<()> {
         let refuse = |detail: String| Error::Refused(format!("group {position} of backup {}: {detail}", self.label));
         let chunks = leaves.iter().map(|leaf| leaf.chunk).collect();
-        let group = Group::new(self.packs.block_size, files, chunks).map_err(refuse)?;
+        let group = Group::new(self.packs.block_size, files.to_vec(), chunks).map_err(refuse)?;
         for (number, leaf) in leaves.iter().enumerate() {
             let expected = group.leaf_records(number);
             if leaf.records != expected {
@@ -197,7 +197,7 @@ impl BackupWriter {
             IndexEntry { chunk, first_path, files: group.files().len() as u64, leaves: group.leaves().len() as u64 };
 
         let mut tree = lock(&self.tree);
-        tree.count(&group, leaves, &chunk);
+        tree.count(&group, &leaves, &chunk);
         if tree.groups.insert(position, entry).is_some() {
             return Err(refuse("it was committed before".to_owned()));
         }
