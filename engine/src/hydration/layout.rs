@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::io::{Disk, Found, Open, OpenFile, Owner, Place, Root};
+use crate::io::{Disk, Open, OpenFile, Owner, Place, Root};
 use crate::{Error, Result};
 
 /// The directory below the data directory where the session keeps its map.
@@ -190,11 +190,6 @@ fn parent_of(path: &Path) -> &Path {
         Some(_) => Path::new("."),
         None => path,
     }
-}
-
-/// What is at the place of a manifest path.
-pub(super) fn look(disk: &dyn Disk, roots: &Roots, path: &str) -> Result<Option<Found>> {
-    disk.look(roots.place(path)?)
 }
 
 #[cfg(test)]

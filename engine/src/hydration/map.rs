@@ -44,8 +44,10 @@ const BITS_CRC_AT: Range<usize> = WORDS_PER_PAGE * 8..WORDS_PER_PAGE * 8 + 4;
 const _: () = assert!(SESSION_AT.end <= HEADER_CRC_AT.start);
 const _: () = assert!(BITS_CRC_AT.end + 4 == PAGE);
 
-/// Bits for 2^40 blocks of 32 KiB, 32 PiB: past any cluster, and 128 GiB of map.
-const BLOCKS_MAX: u64 = 1 << 40;
+/// 1 PiB in blocks of 128 KiB, and a map of 1 GiB: past any cluster.
+const BLOCKS_MAX: u64 = 1 << 33;
+/// No map is larger.
+pub const MAP_BYTES_MAX: u64 = (FIRST_BITS_PAGE as u64 + BLOCKS_MAX.div_ceil(BLOCKS_PER_PAGE)) * PAGE as u64;
 
 /// What a map belongs to. A map of anything else is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]

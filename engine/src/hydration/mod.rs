@@ -1,7 +1,167 @@
 //! Hydration: a target that starts as an empty outline of a backup, and a map of the blocks that are there.
+//!
+//! ```text
+//! begin       directories, and the map: a new one, or the one that a crash left
+//! outline     directories, links, files at their final size: space is allocated, zeros are there
+//! fill        missing blocks, many in flight: bytes, then their sync, then the map's bits
+//! place_last  backup_label, then pg_control: from now on a server can start here
+//! close       a server is about to start: no block is written again
+//! end         the restore is over: the session's directory goes
+//! ```
+//!
+//! Each step may be repeated, after a failure or a crash at any moment, and the next run begins at `begin`.
+//! [`remove_all`] takes everything back.
+//!
+//! Always true: while a server could start here, all of the backup is here, durable; and a bit that is set in the
+//! map on disk stands for bytes that are durable in their place.
 
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+mod fill;
+mod finish;
+mod first;
 pub mod layout;
 pub mod map;
+mod outline;
+pub mod plan;
+mod remove;
+mod source;
+mod target;
+mod worker;
 
-pub use layout::{Layout, Roots};
+pub use fill::{Fill, Filled};
+pub use layout::{Layout, Roots, SESSION_DIRECTORY};
 pub use map::Map;
+pub use outline::Outlined;
+pub use remove::remove_all;
+pub use source::Source;
+
+use crate::checksum::Hash;
+use crate::io::{Disk, Open, Owner};
+use crate::repository::Backup;
+use crate::units::SessionId;
+use crate::{Error, Result};
+
+/// The files without which no server starts, in the order in which they are put in place.
+pub const PLACED_LAST: [&str; 2] = ["backup_label", "global/pg_control"];
+/// Not for the target: its links are made by the outline, with the directories that were asked for.
+pub const LEFT_OUT: [&str; 1] = ["tablespace_map"];
+
+/// The map, in the session's directory.
+const MAP: &str = "map";
+/// The directories that the session made, as JSON, in the session's directory.
+const MADE: &str = "made.json";
+/// A few paths.
+const MADE_BYTES_MAX: u64 = 1 << 20;
+
+/// A target on its way from a backup.
+pub struct Hydration {
+    backup: Backup,
+    roots: Roots,
+    map: Map,
+    owner: Option<Owner>,
+    disk: Arc<dyn Disk>,
+    /// The target is not as fresh as we made it: names may be there already.
+    resumed: bool,
+}
+
+impl Hydration {
+    /// Begins a restore of `backup` into the directories of `layout`, or goes on with the one that `session` began there.
+    /// Directories that are missing are made; ones that hold anything else are refused. `owner` is for root.
+    pub fn begin(
+        backup: Backup,
+        layout: &Layout,
+        session: &SessionId,
+        owner: Option<Owner>,
+        disk: Arc<dyn Disk>,
+    ) -> Result<Self> {
+        let identity = identity(&backup, session)?;
+        let (roots, made) = Roots::make(layout, &*disk, owner)?;
+        let data = roots.data()?;
+        let (map, part) = (session_path(MAP), session_path("map.part"));
+        let resumed = disk.look(data.at(&map))?.is_some();
+        let map = if resumed {
+            Map::open(Arc::clone(&disk), data.at(&map), &identity)?
+        } else {
+            for (home, _) in layout.homes() {
+                remove::refuse_unless_empty(&*disk, roots.root(home)?)?;
+            }
+            disk.make_directory(data.at(SESSION_DIRECTORY), 0o700)?;
+            note_made(&*disk, &roots, &made)?;
+            Map::create(Arc::clone(&disk), data.at(&map), data.at(&part), identity)?
+        };
+        Ok(Self { backup, roots, map, owner, disk, resumed })
+    }
+
+    /// The backup.
+    pub fn backup(&self) -> &Backup {
+        &self.backup
+    }
+
+    /// The map of what is present.
+    pub fn map(&self) -> &Map {
+        &self.map
+    }
+
+    /// The target's directories.
+    pub fn layout(&self) -> &Layout {
+        self.roots.layout()
+    }
+
+    /// True if this goes on with what an earlier run began.
+    pub fn is_resumed(&self) -> bool {
+        self.resumed
+    }
+}
+
+/// The session whose map lies in the data directory `data`, and whether the map is closed; none if there is no map.
+pub fn session_in(data: &Path, disk: &dyn Disk) -> Result<Option<(SessionId, bool)>> {
+    if !data.join(SESSION_DIRECTORY).exists() {
+        return Ok(None);
+    }
+    let root = crate::io::Root::open(data)?;
+    let path = session_path(MAP);
+    if disk.look(root.at(&path))?.is_none() {
+        return Ok(None);
+    }
+    let file = disk.open(root.at(&path), Open::WriteBuffered)?;
+    let parsed = Map::parse(&disk.read_small(&file, map::MAP_BYTES_MAX)?)
+        .map_err(|detail| Error::corrupt(&file.path, detail))?;
+    Ok(Some((parsed.identity.session, parsed.closed)))
+}
+
+fn identity(backup: &Backup, session: &SessionId) -> Result<map::Identity> {
+    let text = &backup.info.manifest.root_hash;
+    let root = Hash::from_hex(text).ok_or_else(|| {
+        let detail = format!("the root hash of its manifest is no hash: \"{}\"", text.escape_debug());
+        Error::corrupt(format!("backup {}", backup.info.label), detail)
+    })?;
+    Ok(map::Identity { blocks: backup.manifest.block_limit(), backup_root: root, session: session.clone() })
+}
+
+/// Writes down which directories are ours to remove. A crash before this leaves them behind, empty.
+fn note_made(disk: &dyn Disk, roots: &Roots, made: &[PathBuf]) -> Result<()> {
+    let path = session_path(MADE);
+    let place = roots.data()?.at(&path);
+    if disk.look(place)?.is_some() {
+        return Ok(());
+    }
+    let text = serde_json::to_vec(made).map_err(|cause| Error::Refused(format!("a path is not UTF-8: {cause}")))?;
+    let file = disk.open(place, Open::Create(0o600))?;
+    disk.write_small(&file, 0, &text)?;
+    disk.sync(&file)
+}
+
+fn session_path(name: impl AsRef<OsStr>) -> PathBuf {
+    Path::new(SESSION_DIRECTORY).join(name.as_ref())
+}
+
+fn is_left_out(path: &str) -> bool {
+    LEFT_OUT.contains(&path)
+}
+
+fn is_placed_last(path: &str) -> bool {
+    PLACED_LAST.contains(&path)
+}

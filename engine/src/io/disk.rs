@@ -137,7 +137,7 @@ pub trait Disk: Send + Sync {
     /// Sets the owner of a symbolic link itself.
     fn set_link_owner(&self, place: Place<'_>, owner: Owner) -> Result<()>;
     /// Sets the modification time, in seconds since 1970.
-    fn set_modified(&self, place: Place<'_>, seconds: i64) -> Result<()>;
+    fn set_modified(&self, file: &OpenFile, seconds: i64) -> Result<()>;
     /// Reads a small file whole, refusing more than `limit` bytes.
     fn read_small(&self, file: &OpenFile, limit: u64) -> Result<Vec<u8>>;
     /// Writes few bytes at an offset.

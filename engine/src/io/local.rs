@@ -196,12 +196,10 @@ impl Disk for LocalDisk {
             .map_err(|cause| failed("set the owner of", place, cause))
     }
 
-    fn set_modified(&self, place: Place<'_>, seconds: i64) -> Result<()> {
+    fn set_modified(&self, file: &OpenFile, seconds: i64) -> Result<()> {
         let time = Timespec { tv_sec: seconds, tv_nsec: 0 };
         let times = Timestamps { last_access: time, last_modification: time };
-        parent(place)
-            .and_then(|(parent, name)| rustix::fs::utimensat(&parent, name, &times, AtFlags::SYMLINK_NOFOLLOW))
-            .map_err(|cause| failed("set the time of", place, cause))
+        rustix::fs::futimens(&file.file, &times).map_err(|cause| Error::io("set the time of", &file.path, cause))
     }
 
     fn read_small(&self, file: &OpenFile, limit: u64) -> Result<Vec<u8>> {

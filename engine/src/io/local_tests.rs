@@ -148,7 +148,9 @@ fn names_sizes_and_attributes() {
     disk.allocate(&file, 10_000).unwrap();
     disk.write_small(&file, 9_990, b"0123456789").unwrap();
     disk.set_attributes(&file, 0o600, None).unwrap();
-    disk.set_modified(root.at("base/1"), 1_000_000_000).unwrap();
+    disk.set_modified(&file, 1_000_000_000).unwrap();
+    let modified = std::fs::metadata(directory.path().join("base/1")).unwrap().modified().unwrap();
+    assert_eq!(modified, std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000));
     assert_eq!(disk.look(root.at("base/1")).unwrap(), Some(Found::File(10_000)));
     assert_eq!(&disk.read_small(&file, 10_000).unwrap()[9_990..], b"0123456789");
     assert!(disk.read_small(&file, 9_999).is_err());

@@ -1,0 +1,286 @@
+//! The copier: fills what is missing, on every core, as fast as the machine allows.
+//!
+//! Workers take units of the backup one after another ([`super::plan`]) and move them through their own queues
+//! ([`super::worker`]). The calling thread keeps the map: every few seconds it notes what is written, syncs the file
+//! systems, and only then puts the bits on disk. A crash costs the blocks since then, no more.
+//!
+//! A sync is of whole file systems, never of one file at a time: that is what makes small files cheap.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{RecvTimeoutError, bounded};
+
+use super::first::FirstFailure;
+use super::layout::Roots;
+use super::plan::{JobLimits, Span, Units};
+use super::source::{OpenSource, Source};
+use super::target::Writes;
+use super::worker::Worker;
+use super::{Hydration, Map, is_left_out, is_placed_last};
+use crate::format::file::FileRecord;
+use crate::io::{BUFFER_BYTES, Disk};
+use crate::progress::{Counting, Progress, Stage};
+use crate::repository::Backup;
+use crate::units::BlockNumber;
+use crate::{Error, Result};
+
+/// How often the map is put on disk: what a crash may cost.
+const CHECKPOINT: Duration = Duration::from_secs(10);
+/// Buffers of a worker: enough to keep a disk busy both ways, and no fewer than decoding needs.
+const BUFFERS_MAX: usize = 24;
+const BUFFERS_MIN: usize = 4;
+/// Files that a job may touch: with more, small files would only queue behind each other.
+const JOB_FILES_MAX: usize = 64;
+/// Open files that are left for everything but jobs.
+const FILES_SPARED: u64 = 128;
+
+/// How to fill.
+#[derive(Clone, Debug)]
+pub struct Fill {
+    /// Where the blocks come from.
+    pub source: Source,
+    /// Threads; as many as there are cores.
+    pub workers: usize,
+    /// Memory for buffers, all workers together.
+    pub memory_bytes: usize,
+}
+
+/// What a fill did.
+#[derive(Clone, Debug)]
+pub struct Filled {
+    /// Content bytes that were written.
+    pub bytes: u64,
+    /// Blocks that were written.
+    pub blocks: u64,
+    /// Blocks of zeros, which need no writing.
+    pub zero_blocks: u64,
+    /// Blocks that an earlier run had written.
+    pub present_blocks: u64,
+    /// The way the bytes took: "io_uring, registered buffers, huge pages, O_DIRECT".
+    pub io: String,
+    /// Wall time, the last sync included.
+    pub elapsed: Duration,
+    /// How long workers waited for each stage, in the order of [`Stage::ALL`], summed over workers.
+    pub waited: [Duration; 4],
+    /// The stage that was waited for longest.
+    pub bottleneck: Option<Stage>,
+}
+
+impl Hydration {
+    /// Fills what is missing of all files but those that are placed last. When this returns, all of it is durable.
+    pub fn fill(&self, fill: &Fill, progress: &dyn Progress) -> Result<Filled> {
+        self.map.refuse_if_closed()?;
+        let started = Instant::now();
+        let source = OpenSource::open(&fill.source, &self.backup, self.roots.layout(), &*self.disk)?;
+        let files: Box<dyn Iterator<Item = Result<FileRecord>> + Send + '_> = Box::new(self.backup.manifest.files());
+        let left_out: fn(&str) -> bool = |path| is_left_out(path) || is_placed_last(path);
+        let shared = Shared {
+            backup: &self.backup,
+            roots: &self.roots,
+            map: &self.map,
+            disk: &*self.disk,
+            source,
+            shape: Shape::new(fill.workers, fill.memory_bytes, open_files_max()),
+            progress,
+            units: Mutex::new(Units::new(files, self.backup.info.block_bytes, left_out)),
+            failure: FirstFailure::new(),
+            counts: Counts::default(),
+            waits: Counting::default(),
+            io: OnceLock::new(),
+            direct: OnceLock::new(),
+        };
+        std::thread::scope(|scope| {
+            // Each worker holds a sender and sends nothing: the channel closes when the last one ends.
+            let (alive, all_ended) = bounded::<()>(0);
+            for _ in 0..shared.shape.workers {
+                let (alive, shared) = (alive.clone(), &shared);
+                scope.spawn(move || {
+                    shared.failure.watch(|| Worker::new(shared)?.run());
+                    drop(alive);
+                });
+            }
+            drop(alive);
+            while all_ended.recv_timeout(CHECKPOINT) == Err(RecvTimeoutError::Timeout) {
+                if !shared.failure.is_set() {
+                    shared.failure.watch(|| self.checkpoint(&shared));
+                }
+            }
+        });
+        if shared.failure.is_set() {
+            if !shared.sync_failed() {
+                // Saves the next run some work; the failure that stopped this one is what counts.
+                let _ = self.checkpoint(&shared);
+            }
+            shared.failure.take()?;
+            return Err(Error::Cancelled);
+        }
+        self.checkpoint(&shared)?;
+        Ok(shared.filled(started.elapsed()))
+    }
+
+    /// Bytes, then their sync, then the bits.
+    fn checkpoint(&self, shared: &Shared<'_>) -> Result<()> {
+        let started = Instant::now();
+        let batch = self.map.take_batch();
+        let synced = self.roots.sync_file_systems(&*self.disk);
+        shared.counts.sync_failures.fetch_add(u64::from(synced.is_err()), Ordering::Relaxed);
+        synced?;
+        self.map.commit(batch)?;
+        shared.waited(Stage::Sync, started.elapsed());
+        Ok(())
+    }
+}
+
+/// How many workers, buffers and files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shape {
+    pub(super) workers: usize,
+    /// Of each worker.
+    pub(super) buffers: u16,
+    /// Buffers that reads leave free for decoding into.
+    pub(super) reserve: usize,
+    job_files: usize,
+}
+
+impl Shape {
+    /// As many workers as wanted, as the memory has buffers for them; files within the process's limit.
+    fn new(workers: usize, memory_bytes: usize, open_files_max: u64) -> Self {
+        let all = (memory_bytes / BUFFER_BYTES).max(BUFFERS_MIN);
+        let workers = workers.clamp(1, all / BUFFERS_MIN);
+        let buffers = (all / workers).min(BUFFERS_MAX);
+        // While a job is read its files are open in the source; while it is written, once or twice in the target.
+        let files = open_files_max.saturating_sub(FILES_SPARED) as usize / (workers * buffers * 2);
+        Self { workers, buffers: buffers as u16, reserve: buffers / 2, job_files: files.clamp(1, JOB_FILES_MAX) }
+    }
+
+    pub(super) fn limits(self) -> JobLimits {
+        JobLimits { buffer_bytes: BUFFER_BYTES, files: self.job_files }
+    }
+}
+
+fn open_files_max() -> u64 {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
+type AllUnits<'a> = Units<Box<dyn Iterator<Item = Result<FileRecord>> + Send + 'a>>;
+
+/// What all workers share.
+pub(super) struct Shared<'a> {
+    pub(super) backup: &'a Backup,
+    pub(super) roots: &'a Roots,
+    pub(super) map: &'a Map,
+    pub(super) disk: &'a dyn Disk,
+    pub(super) source: OpenSource,
+    pub(super) shape: Shape,
+    progress: &'a dyn Progress,
+    units: Mutex<AllUnits<'a>>,
+    failure: FirstFailure,
+    counts: Counts,
+    waits: Counting,
+    io: OnceLock<String>,
+    direct: OnceLock<bool>,
+}
+
+#[derive(Default)]
+struct Counts {
+    bytes: AtomicU64,
+    blocks: AtomicU64,
+    zero_blocks: AtomicU64,
+    present_blocks: AtomicU64,
+    sync_failures: AtomicU64,
+}
+
+impl Shared<'_> {
+    /// An error once somebody failed or the caller has had enough.
+    pub(super) fn go_on(&self) -> Result<()> {
+        if self.failure.is_set() || self.progress.cancelled() { Err(Error::Cancelled) } else { Ok(()) }
+    }
+
+    pub(super) fn next_unit(&self) -> Result<Option<Vec<Span>>> {
+        self.units.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).next().transpose()
+    }
+
+    /// All bytes of these writes are in their files.
+    pub(super) fn written(&self, writes: &Writes) -> Result<()> {
+        for (file, modified) in &writes.files {
+            self.disk.set_modified(file, *modified)?;
+        }
+        let mut bytes = 0;
+        for (block, length) in &writes.blocks {
+            self.map.mark(*block);
+            bytes += *length as u64;
+        }
+        self.counts.blocks.fetch_add(writes.blocks.len() as u64, Ordering::Relaxed);
+        self.counts.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.progress.advance(bytes);
+        Ok(())
+    }
+
+    /// A block of zeros is there since the outline was made.
+    pub(super) fn count_zero(&self, block: BlockNumber, bytes: usize) {
+        self.map.mark(block);
+        self.counts.zero_blocks.fetch_add(1, Ordering::Relaxed);
+        self.progress.advance(bytes as u64);
+    }
+
+    pub(super) fn count_present(&self, bytes: usize) {
+        self.counts.present_blocks.fetch_add(1, Ordering::Relaxed);
+        self.progress.advance(bytes as u64);
+    }
+
+    pub(super) fn waited(&self, stage: Stage, time: Duration) {
+        let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.waits.waited(stage, nanoseconds);
+        self.progress.waited(stage, nanoseconds);
+    }
+
+    pub(super) fn note_io(&self, way: &str) {
+        let _ = self.io.set(way.to_owned());
+    }
+
+    pub(super) fn note_direct(&self, direct: bool) {
+        let _ = self.direct.set(direct);
+    }
+
+    fn sync_failed(&self) -> bool {
+        self.counts.sync_failures.load(Ordering::Relaxed) > 0
+    }
+
+    fn filled(&self, elapsed: Duration) -> Filled {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let cache = match self.direct.get() {
+            Some(true) => ", O_DIRECT",
+            Some(false) => ", through the page cache (no O_DIRECT there)",
+            None => "",
+        };
+        Filled {
+            bytes: count(&self.counts.bytes),
+            blocks: count(&self.counts.blocks),
+            zero_blocks: count(&self.counts.zero_blocks),
+            present_blocks: count(&self.counts.present_blocks),
+            io: format!("{}{cache}", self.io.get().map_or("", String::as_str)),
+            elapsed,
+            waited: Stage::ALL.map(|stage| Duration::from_nanos(self.waits.waited_nanoseconds(stage))),
+            bottleneck: self.waits.bottleneck(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_bounds_the_workers_and_the_process_its_open_files() {
+        let shape = Shape::new(2, 64 << 20, 1 << 20);
+        assert_eq!((shape.workers, shape.buffers, shape.job_files), (2, 16, 64));
+        let shape = Shape::new(64, 64 << 20, 1024);
+        assert_eq!((shape.workers, shape.buffers), (8, 4));
+        assert!(shape.workers * usize::from(shape.buffers) * 2 * shape.job_files <= 1024);
+        let shape = Shape::new(0, 0, 0);
+        assert_eq!((shape.workers, shape.buffers, shape.job_files), (1, 4, 1));
+        assert!(shape.reserve >= 1);
+    }
+}

@@ -1,0 +1,208 @@
+//! The outline of a target: directories, links, and files at their final size with no content.
+//!
+//! Space is allocated here, before the first byte is copied, so a disk that is too small says so at once; zero
+//! blocks are then there already, as unwritten extents. `pg_control` and `backup_label` get no name yet: without
+//! them no server starts here, and [`super::finish`] puts them in place last.
+//!
+//! Doing it again is harmless, and how a crashed restore goes on. A file that is missing or has another size although the map
+//! says that blocks of it are present is made anew, after the map has durably forgotten those blocks.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crossbeam::channel::{Receiver, bounded};
+
+use super::first::FirstFailure;
+use super::layout::{Home, WAL_DIRECTORY};
+use super::{Hydration, is_left_out, is_placed_last};
+use crate::format::file::{FileKind, FileRecord};
+use crate::io::{Found, Open, OpenFile, Place};
+use crate::progress::Progress;
+use crate::{Error, Result};
+
+/// Files handed to a worker at once, and batches that may wait: the manifest is never in memory as a whole.
+const BATCH_FILES: usize = 64;
+const BATCHES_WAITING: usize = 16;
+
+/// What an outline has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Outlined {
+    /// Directories, roots of tablespaces included.
+    pub directories: u64,
+    /// Symbolic links.
+    pub links: u64,
+    /// Regular files.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+#[derive(Default)]
+struct Counts {
+    files: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Hydration {
+    /// Makes the outline, or completes it. Nothing of it is durable before the first sync of [`Hydration::fill`].
+    pub fn outline(&self, workers: usize, progress: &dyn Progress) -> Result<Outlined> {
+        self.map.refuse_if_closed()?;
+        let failure = FirstFailure::new();
+        let counts = Counts::default();
+        let mut outlined = Outlined::default();
+        std::thread::scope(|scope| {
+            let (send, batches) = bounded::<Vec<FileRecord>>(BATCHES_WAITING);
+            for _ in 0..workers.max(1) {
+                let (batches, failure, counts) = (batches.clone(), &failure, &counts);
+                scope.spawn(move || failure.watch(|| self.outline_files(&batches, failure, counts)));
+            }
+            drop(batches);
+            let mut batch = Vec::with_capacity(BATCH_FILES);
+            // Directories and links are made here, in path order, so a directory is there before its files.
+            failure.watch(|| {
+                for file in self.backup.manifest.files() {
+                    let file = file?;
+                    if failure.is_set() || progress.cancelled() {
+                        return Err(Error::Cancelled);
+                    }
+                    match &file.kind {
+                        FileKind::Regular if is_left_out(&file.path) || is_placed_last(&file.path) => {}
+                        FileKind::Regular => {
+                            batch.push(file);
+                            if batch.len() == BATCH_FILES && send.send(std::mem::take(&mut batch)).is_err() {
+                                return Err(Error::Cancelled);
+                            }
+                        }
+                        _ => self.outline_name(&file, &mut outlined)?,
+                    }
+                }
+                // Nobody left to take them means that a worker failed and says why.
+                send.send(std::mem::take(&mut batch)).map_err(|_| Error::Cancelled)
+            });
+            drop(send);
+        });
+        failure.take()?;
+        outlined.files = counts.files.into_inner();
+        outlined.bytes = counts.bytes.into_inner();
+        Ok(outlined)
+    }
+
+    fn outline_files(
+        &self,
+        batches: &Receiver<Vec<FileRecord>>,
+        failure: &FirstFailure,
+        counts: &Counts,
+    ) -> Result<()> {
+        for file in batches.iter().flatten() {
+            if failure.is_set() {
+                return Ok(());
+            }
+            self.outline_file(&file)?;
+            counts.files.fetch_add(1, Ordering::Relaxed);
+            counts.bytes.fetch_add(file.bytes, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn outline_file(&self, file: &FileRecord) -> Result<()> {
+        let place = self.roots.place(&file.path)?;
+        let found = if self.resumed { self.disk.look(place)? } else { None };
+        if found == Some(Found::File(file.bytes)) {
+            // Whole, as the size is what it gets last; the attributes are set again since they cost little.
+            let open = self.disk.open(place, Open::WriteBuffered)?;
+            return self.disk.set_attributes(&open, file.mode, self.owner);
+        }
+        self.forget_blocks_of(file)?;
+        if found.is_some() {
+            self.disk.remove_file(place)?;
+        }
+        let made = self.disk.open(place, Open::Create(0o600))?;
+        self.disk.set_attributes(&made, file.mode, self.owner)?;
+        self.disk.allocate(&made, file.bytes)?;
+        self.disk.set_modified(&made, file.modified)
+    }
+
+    /// Before a file is made anew, the map must not say any more that something of it is there.
+    fn forget_blocks_of(&self, file: &FileRecord) -> Result<()> {
+        let first = file.first_block.0;
+        let blocks = first..first + self.backup.info.block_bytes.blocks_of(file.bytes);
+        if !self.resumed || !blocks.clone().any(|block| self.map.is_present(crate::units::BlockNumber(block))) {
+            return Ok(());
+        }
+        self.map.forget(blocks);
+        self.map.commit(self.map.take_batch())
+    }
+
+    /// Makes what is not a regular file.
+    fn outline_name(&self, file: &FileRecord, outlined: &mut Outlined) -> Result<()> {
+        let (home, below) = self.roots.layout().home(&file.path);
+        let in_data = self.roots.data()?.at(file.path.as_str());
+        match (&file.kind, home) {
+            (FileKind::Regular, _) => {}
+            // A link in the original must not lead the copy into the original's WAL: it is a directory here, or a
+            // link to the directory that was asked for.
+            _ if file.path == WAL_DIRECTORY => {
+                if home == Home::Wal {
+                    let target = absolute(&self.roots.layout().target_path(&file.path))?;
+                    self.make_link(in_data, &target)?;
+                    outlined.links += 1;
+                } else {
+                    self.make_directory(in_data, private_mode(file))?;
+                }
+                outlined.directories += 1;
+            }
+            (FileKind::Directory, _) => {
+                self.make_directory(self.roots.place(&file.path)?, file.mode)?;
+                outlined.directories += 1;
+            }
+            (FileKind::Symlink { target }, _) => {
+                self.make_link(self.roots.place(&file.path)?, Path::new(target))?;
+                outlined.links += 1;
+            }
+            (FileKind::Tablespace { .. }, Home::Tablespace(_)) if below.is_empty() => {
+                let target = absolute(&self.roots.layout().target_path(&file.path))?;
+                self.make_link(in_data, &target)?;
+                self.set_attributes(self.roots.place(&file.path)?, private_mode(file))?;
+                outlined.links += 1;
+                outlined.directories += 1;
+            }
+            (FileKind::Tablespace { location }, _) => {
+                let detail = format!("tablespace {} (originally {location}) has no directory in the target", file.path);
+                return Err(Error::Refused(detail));
+            }
+        }
+        Ok(())
+    }
+
+    fn make_directory(&self, place: Place<'_>, mode: u32) -> Result<()> {
+        if !place.path.as_os_str().is_empty() {
+            self.disk.make_directory(place, 0o700)?;
+        }
+        self.set_attributes(place, mode)
+    }
+
+    fn set_attributes(&self, place: Place<'_>, mode: u32) -> Result<()> {
+        let directory: &OpenFile = &*self.disk.open(place, Open::Directory)?;
+        self.disk.set_attributes(directory, mode, self.owner)
+    }
+
+    fn make_link(&self, place: Place<'_>, target: &Path) -> Result<()> {
+        if self.resumed && self.disk.look(place)? == Some(Found::Other) {
+            self.disk.remove_file(place)?;
+        }
+        self.disk.make_link(place, target)?;
+        match self.owner {
+            Some(owner) => self.disk.set_link_owner(place, owner),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A link's record says 0777, which no directory of PostgreSQL's may have.
+fn private_mode(file: &FileRecord) -> u32 {
+    if file.kind == FileKind::Directory { file.mode } else { 0o700 }
+}
+
+fn absolute(path: &Path) -> Result<std::path::PathBuf> {
+    std::path::absolute(path).map_err(|cause| Error::io("resolve", path, cause))
+}

@@ -1,0 +1,181 @@
+//! Where missing blocks come from: the files of a mount, or the packs themselves.
+//!
+//! Both become reads into one buffer. What a mount gives was verified by its server, which hashed it on the way;
+//! what comes from packs is verified here.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::layout::{Layout, Roots};
+use super::plan::{self, From, Job, JobLimits, Missing, Read};
+use crate::blocks::{Scratch, decode_verified};
+use crate::format::block::Content;
+use crate::format::file::FileRecord;
+use crate::io::disk::Part;
+use crate::io::{Disk, Open, OpenFile, Root};
+use crate::repository::{Backup, keys};
+use crate::units::{ClusterName, PackId};
+use crate::{Error, Result};
+
+/// Where blocks are read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A mounted backup: `data/` and `tablespaces/<oid>/` below this directory. The caller has made sure that it is the
+    /// mount of this very backup.
+    Mount(PathBuf),
+    /// The repository's packs.
+    Blocks,
+}
+
+/// A source, open; shared by the workers.
+pub(super) enum OpenSource {
+    /// The directories of a mount.
+    Mount(Roots),
+    /// The directory of the packs.
+    Packs(Root, ClusterName),
+}
+
+impl OpenSource {
+    pub(super) fn open(source: &Source, backup: &Backup, layout: &Layout, disk: &dyn Disk) -> Result<Self> {
+        match source {
+            Source::Mount(mount) => Ok(Self::Mount(Roots::open(&layout_of_mount(mount, layout), disk)?)),
+            Source::Blocks => {
+                let key = keys::packs(backup.cluster.name());
+                let store = backup.cluster.repository().store();
+                let path = store.local_path(&key).ok_or_else(|| Error::Unsupported {
+                    path: store.describe(&key),
+                    detail: "its packs are no files of this machine, so they are read through the mount".to_owned(),
+                })?;
+                Ok(Self::Packs(Root::open(&path)?, backup.cluster.name().clone()))
+            }
+        }
+    }
+
+    /// True where the bytes that arrive are the files' own, verified.
+    pub(super) fn gives_files(&self) -> bool {
+        matches!(self, Self::Mount(_))
+    }
+
+    pub(super) fn jobs(&self, missing: Vec<Missing>, backup: &Backup, limits: JobLimits) -> Result<Vec<Job>> {
+        match self {
+            Self::Mount(_) => Ok(plan::from_mount(missing, backup.info.block_bytes, limits)),
+            Self::Packs(..) => plan::from_packs(missing, limits),
+        }
+    }
+
+    fn open_file(&self, from: &From, disk: &dyn Disk) -> Result<Arc<OpenFile>> {
+        match (self, from) {
+            (Self::Mount(roots), From::File(file)) => disk.open(roots.place(&file.path)?, Open::Read),
+            (Self::Packs(root, cluster), From::Pack(pack)) => {
+                let key = keys::pack(cluster, *pack);
+                let name = Path::new(&key).file_name().unwrap_or_default();
+                disk.open(root.at(name), Open::Read)
+            }
+            // The plan is made for the source that it is given to.
+            _ => Err(Error::Refused("a plan for another source".to_owned())),
+        }
+    }
+}
+
+/// The mount shows tablespaces by OID, beside the data directory.
+fn layout_of_mount(mount: &Path, target: &Layout) -> Layout {
+    let tablespaces = mount.join("tablespaces");
+    let tablespaces = target.tablespaces.keys().map(|oid| (*oid, tablespaces.join(oid.to_string()))).collect();
+    Layout { data: mount.join("data"), tablespaces, wal: None }
+}
+
+/// One worker's open source files: packs stay open, a mount's files until the next.
+pub(super) struct SourceFiles {
+    packs: BTreeMap<PackId, Arc<OpenFile>>,
+    last: Option<(Arc<FileRecord>, Arc<OpenFile>)>,
+}
+
+/// Packs that a worker keeps open: a restore reads few at a time, in order.
+const PACKS_OPEN: usize = 32;
+
+impl SourceFiles {
+    pub(super) fn new() -> Self {
+        Self { packs: BTreeMap::new(), last: None }
+    }
+
+    /// The reads of a job as the disk takes them.
+    pub(super) fn parts(&mut self, source: &OpenSource, reads: &[Read], disk: &dyn Disk) -> Result<Vec<Part>> {
+        let mut parts = Vec::with_capacity(reads.len());
+        for read in reads {
+            let file = self.file(source, &read.from, disk)?;
+            parts.push(Part { file, offset: read.offset, at: read.at, bytes: read.bytes });
+        }
+        Ok(parts)
+    }
+
+    fn file(&mut self, source: &OpenSource, from: &From, disk: &dyn Disk) -> Result<Arc<OpenFile>> {
+        match from {
+            From::Pack(pack) => {
+                if let Some(open) = self.packs.get(pack) {
+                    return Ok(Arc::clone(open));
+                }
+                if self.packs.len() >= PACKS_OPEN {
+                    self.packs.clear();
+                }
+                let open = source.open_file(from, disk)?;
+                self.packs.insert(*pack, Arc::clone(&open));
+                Ok(open)
+            }
+            From::File(file) => {
+                if let Some((last, open)) = &self.last
+                    && Arc::ptr_eq(last, file)
+                {
+                    return Ok(Arc::clone(open));
+                }
+                let open = source.open_file(from, disk)?;
+                self.last = Some((Arc::clone(file), Arc::clone(&open)));
+                Ok(open)
+            }
+        }
+    }
+}
+
+/// Reads the blocks of a job again, each by itself, for the error that names pack and offset: a mount can only say
+/// EIO, and a long read only where it began. The first error stays, if there is none this time.
+pub(super) fn explain(failure: Error, job: &Job, backup: &Backup) -> Error {
+    let blocks = backup.blocks();
+    let mut scratch = Scratch::default();
+    let mut out = vec![0; backup.info.block_bytes.bytes()];
+    for piece in &job.pieces {
+        let out = &mut out[..piece.block.bytes];
+        if let Err(precise) = blocks.read_block(&piece.block.record, out, &mut scratch) {
+            return precise;
+        }
+    }
+    failure
+}
+
+/// Decodes and verifies one piece of a job into `out`.
+pub(super) fn decode_piece(
+    piece: &plan::Piece,
+    stored: &[u8],
+    out: &mut [u8],
+    scratch: &mut Scratch,
+    backup: &Backup,
+) -> Result<()> {
+    let (base, patch) = (&stored[piece.base.clone()], &stored[piece.patch.clone()]);
+    match decode_verified(&piece.block.record, base, patch, out, scratch) {
+        Ok(_) => Ok(()),
+        Err(damage) => Err(damaged(piece, damage.in_patch, damage.detail, backup)),
+    }
+}
+
+/// The error for a block that is not what its record says.
+pub(super) fn damaged(piece: &plan::Piece, in_patch: bool, detail: String, backup: &Backup) -> Error {
+    let store = backup.cluster.repository().store();
+    let file = format!("{}, block {}: {detail}", piece.block.file.path, piece.block.index);
+    let extent = match piece.block.record.content {
+        Content::Stored { at, .. } => at,
+        Content::Patched { patch, .. } if in_patch => patch,
+        Content::Patched { base, .. } => base,
+        Content::Zero => return Error::corrupt(store.describe(&keys::packs(backup.cluster.name())), file),
+    };
+    let pack = store.describe(&keys::pack(backup.cluster.name(), extent.pack));
+    Error::corrupt_at(pack, u64::from(extent.offset), file)
+}

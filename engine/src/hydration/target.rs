@@ -1,0 +1,98 @@
+//! Which bytes of a buffer go where in the target's files.
+//!
+//! Whole 4 KiB are written past the page cache. What is left at the end of a file goes through it, so that no
+//! write ever reaches past the end of a file and no size has to be put right.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::fill::Shared;
+use super::plan::Missing;
+use crate::Result;
+use crate::format::file::FileRecord;
+use crate::io::disk::Part;
+use crate::io::{Open, OpenFile};
+use crate::units::{BlockNumber, DIRECT_BYTES};
+
+/// Files that stay open for the next block: jobs come back in any order, but near each other.
+const FILES_OPEN: usize = 16;
+
+/// The writes of one buffer, and what they complete.
+#[derive(Default)]
+pub(super) struct Writes {
+    pub(super) parts: Vec<Part>,
+    /// Blocks that are there once all parts are written.
+    pub(super) blocks: Vec<(BlockNumber, usize)>,
+    /// Files to give their modification time back, which writing has changed.
+    pub(super) files: Vec<(Arc<OpenFile>, i64)>,
+}
+
+/// One worker's open files of the target.
+pub(super) struct TargetFiles {
+    open: VecDeque<(Arc<FileRecord>, Handles)>,
+}
+
+/// The two ways into a file, opened when they are first needed.
+#[derive(Default)]
+struct Handles {
+    whole: Option<Arc<OpenFile>>,
+    tail: Option<Arc<OpenFile>>,
+}
+
+impl TargetFiles {
+    pub(super) fn new() -> Self {
+        Self { open: VecDeque::new() }
+    }
+
+    /// Adds the block whose bytes begin at `at` of the buffer.
+    pub(super) fn add(&mut self, writes: &mut Writes, block: &Missing, at: usize, shared: &Shared<'_>) -> Result<()> {
+        let offset = block.index * shared.backup.info.block_bytes.bytes() as u64;
+        let whole = block.bytes - block.bytes % DIRECT_BYTES;
+        if whole > 0 {
+            let file = self.file(block, Open::Write, shared)?;
+            shared.note_direct(file.direct);
+            push(writes, &file, offset, at, whole, block.file.modified);
+        }
+        if whole < block.bytes {
+            let file = self.file(block, Open::WriteBuffered, shared)?;
+            push(writes, &file, offset + whole as u64, at + whole, block.bytes - whole, block.file.modified);
+        }
+        writes.blocks.push((block.number(), block.bytes));
+        Ok(())
+    }
+
+    fn file(&mut self, block: &Missing, how: Open, shared: &Shared<'_>) -> Result<Arc<OpenFile>> {
+        if !self.open.iter().any(|(file, _)| Arc::ptr_eq(file, &block.file)) {
+            if self.open.len() == FILES_OPEN {
+                self.open.pop_front();
+            }
+            self.open.push_back((Arc::clone(&block.file), Handles::default()));
+        }
+        let open = || shared.disk.open(shared.roots.place(&block.file.path)?, how);
+        // The file was made sure of just above.
+        let Some((_, handles)) = self.open.iter_mut().find(|(file, _)| Arc::ptr_eq(file, &block.file)) else {
+            return open();
+        };
+        let handle = if how == Open::Write { &mut handles.whole } else { &mut handles.tail };
+        match handle {
+            Some(file) => Ok(Arc::clone(file)),
+            None => Ok(Arc::clone(handle.insert(open()?))),
+        }
+    }
+}
+
+/// Adds a run of bytes, as a part of its own or at the end of the last.
+fn push(writes: &mut Writes, file: &Arc<OpenFile>, offset: u64, at: usize, bytes: usize, modified: i64) {
+    if let Some(last) = writes.parts.last_mut()
+        && Arc::ptr_eq(&last.file, file)
+        && last.offset + last.bytes as u64 == offset
+        && last.at + last.bytes == at
+    {
+        last.bytes += bytes;
+        return;
+    }
+    if !writes.files.last().is_some_and(|(last, _)| Arc::ptr_eq(last, file)) {
+        writes.files.push((Arc::clone(file), modified));
+    }
+    writes.parts.push(Part { file: Arc::clone(file), offset, at, bytes });
+}

@@ -1,0 +1,258 @@
+//! One worker of the copier: a queue of its own, a share of the buffers, and one loop.
+//!
+//! While some buffers are being read into and others written out, the worker decodes. A buffer that arrives with
+//! its blocks as the file has them (raw in a pack, or plain from a mount) is written out from where it lies, without
+//! a copy; compressed blocks are decoded into a second buffer, which is written when it is full.
+//!
+//! Always true: reads of jobs that need decoding leave [`Shape::reserve`] buffers, so decoding always finds one to
+//! decode into, sooner or later, and the loop cannot wait for itself.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::fill::Shared;
+use super::plan::{Job, Missing, Piece};
+use super::source::{self, SourceFiles};
+use super::target::{TargetFiles, Writes};
+use crate::blocks::Scratch;
+use crate::checksum;
+use crate::format::block::{BlockRecord, Content};
+use crate::io::disk::{Finished, Queue, Transfer, Way};
+use crate::io::{BUFFER_BYTES, Buffer};
+use crate::progress::Stage;
+use crate::units::DIRECT_BYTES;
+use crate::{Error, Result};
+
+/// See the module.
+pub(super) struct Worker<'a, 'b> {
+    shared: &'a Shared<'b>,
+    queue: Box<dyn Queue>,
+    free: Vec<Buffer>,
+    /// What each buffer is in the kernel for, by its index.
+    flights: Vec<Option<Flight>>,
+    reading: usize,
+    writing: usize,
+    jobs: VecDeque<Job>,
+    /// Jobs that were read and wait to be decoded.
+    arrived: VecDeque<(Job, Buffer)>,
+    decoding: Option<Decoding>,
+    sources: SourceFiles,
+    targets: TargetFiles,
+    scratch: Scratch,
+    records: Vec<BlockRecord>,
+}
+
+enum Flight {
+    Reading(Job),
+    Writing(Writes),
+}
+
+/// A job of which pieces from `next` on are still to be decoded, and where they go.
+struct Decoding {
+    job: Job,
+    stored: Buffer,
+    next: usize,
+}
+
+impl<'a, 'b> Worker<'a, 'b> {
+    pub(super) fn new(shared: &'a Shared<'b>) -> Result<Self> {
+        let (mut free, pages) = crate::io::buffers(shared.shape.buffers)?;
+        let queue = shared.disk.queue(&mut free)?;
+        shared.note_io(&format!("{}, {pages}", queue.describe()));
+        let flights = free.iter().map(|_| None).collect();
+        Ok(Self {
+            shared,
+            queue,
+            free,
+            flights,
+            reading: 0,
+            writing: 0,
+            jobs: VecDeque::new(),
+            arrived: VecDeque::new(),
+            decoding: None,
+            sources: SourceFiles::new(),
+            targets: TargetFiles::new(),
+            scratch: Scratch::default(),
+            records: Vec::new(),
+        })
+    }
+
+    pub(super) fn run(mut self) -> Result<()> {
+        loop {
+            self.shared.go_on()?;
+            self.start_reads()?;
+            if self.decode_one_buffer()? {
+                self.settle_finished()?;
+            } else if self.reading + self.writing > 0 {
+                self.wait()?;
+                self.settle_finished()?;
+            } else if self.jobs.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Submits reads while there are buffers and jobs.
+    fn start_reads(&mut self) -> Result<()> {
+        while !self.free.is_empty() {
+            if self.jobs.is_empty() {
+                self.take_unit()?;
+            }
+            let Some(job) = self.jobs.front() else { return Ok(()) };
+            if self.is_decoded(job) && self.free.len() <= self.shared.shape.reserve {
+                return Ok(());
+            }
+            let parts = match self.sources.parts(&self.shared.source, &job.reads, self.shared.disk) {
+                Ok(parts) => parts,
+                Err(failure) => return Err(source::explain(failure, job, self.shared.backup)),
+            };
+            let (Some(job), Some(buffer)) = (self.jobs.pop_front(), self.free.pop()) else { return Ok(()) };
+            let token = usize::from(buffer.index());
+            self.flights[token] = Some(Flight::Reading(job));
+            self.reading += 1;
+            self.queue.submit(Transfer { token, way: Way::Read, buffer, parts });
+        }
+        Ok(())
+    }
+
+    fn is_decoded(&self, job: &Job) -> bool {
+        !self.shared.source.gives_files() && !job.is_in_place()
+    }
+
+    /// Takes the next unit that has anything missing, and plans its jobs.
+    fn take_unit(&mut self) -> Result<()> {
+        while self.jobs.is_empty() {
+            let Some(unit) = self.shared.next_unit()? else { return Ok(()) };
+            let mut missing = Vec::new();
+            for span in unit {
+                self.records.clear();
+                let first = crate::units::BlockNumber(span.file.first_block.0 + span.first);
+                self.shared.backup.manifest.blocks(first, span.count, &mut self.records)?;
+                for (index, record) in (span.first..).zip(&self.records) {
+                    let bytes = self.shared.backup.info.block_bytes.block_bytes_at(span.file.bytes, index);
+                    let block = Missing { file: Arc::clone(&span.file), index, bytes, record: *record };
+                    if self.shared.map.is_present(block.number()) {
+                        self.shared.count_present(bytes);
+                    } else if record.content == Content::Zero {
+                        self.shared.count_zero(block.number(), bytes);
+                    } else {
+                        missing.push(block);
+                    }
+                }
+            }
+            self.jobs.extend(self.shared.source.jobs(missing, self.shared.backup, self.shared.shape.limits())?);
+        }
+        Ok(())
+    }
+
+    /// Decodes into one buffer, as far as it goes; false if there is nothing to decode or nothing to decode into.
+    fn decode_one_buffer(&mut self) -> Result<bool> {
+        if self.decoding.is_none() {
+            let Some((job, stored)) = self.arrived.pop_front() else { return Ok(false) };
+            self.decoding = Some(Decoding { job, stored, next: 0 });
+        }
+        let Some(mut out) = self.free.pop() else { return Ok(false) };
+        let Some(Decoding { job, stored, mut next }) = self.decoding.take() else { return Ok(false) };
+        let started = Instant::now();
+        let mut writes = Writes::default();
+        let mut used = 0;
+        while let Some(piece) = job.pieces.get(next) {
+            let bytes = piece.block.bytes;
+            if used + bytes > BUFFER_BYTES {
+                break;
+            }
+            let place = used..used + bytes;
+            source::decode_piece(piece, &stored, &mut out[place.clone()], &mut self.scratch, self.shared.backup)
+                .map_err(|failure| source::explain(failure, &job, self.shared.backup))?;
+            self.targets.add(&mut writes, &piece.block, place.start, self.shared)?;
+            used += bytes.next_multiple_of(DIRECT_BYTES);
+            next += 1;
+        }
+        self.shared.waited(Stage::Decode, started.elapsed());
+        if next == job.pieces.len() {
+            self.free.push(stored);
+        } else {
+            self.decoding = Some(Decoding { job, stored, next });
+        }
+        self.submit_writes(out, writes);
+        Ok(true)
+    }
+
+    fn submit_writes(&mut self, buffer: Buffer, mut writes: Writes) {
+        let token = usize::from(buffer.index());
+        let parts = std::mem::take(&mut writes.parts);
+        self.flights[token] = Some(Flight::Writing(writes));
+        self.writing += 1;
+        self.queue.submit(Transfer { token, way: Way::Write, buffer, parts });
+    }
+
+    /// Sleeps until a transfer is finished, and counts the time for the stage that is behind.
+    fn wait(&mut self) -> Result<()> {
+        let behind = if self.writing > self.reading { Stage::Disk } else { Stage::Repository };
+        let started = Instant::now();
+        let finished = self.queue.reap(true)?;
+        self.shared.waited(behind, started.elapsed());
+        finished.map_or(Ok(()), |finished| self.settle(finished))
+    }
+
+    fn settle_finished(&mut self) -> Result<()> {
+        while let Some(finished) = self.queue.reap(false)? {
+            self.settle(finished)?;
+        }
+        Ok(())
+    }
+
+    fn settle(&mut self, finished: Finished) -> Result<()> {
+        let Finished { token, buffer, outcome, .. } = finished;
+        match self.flights.get_mut(token).and_then(Option::take) {
+            Some(Flight::Reading(job)) => {
+                self.reading -= 1;
+                outcome.map_err(|failure| source::explain(failure, &job, self.shared.backup))?;
+                if self.is_decoded(&job) {
+                    self.arrived.push_back((job, buffer));
+                    Ok(())
+                } else {
+                    self.write_in_place(&job, buffer)
+                }
+            }
+            Some(Flight::Writing(writes)) => {
+                self.writing -= 1;
+                outcome?;
+                self.free.push(buffer);
+                self.shared.written(&writes)
+            }
+            None => Err(Error::Refused(format!("the disk finished transfer {token}, which was not submitted"))),
+        }
+    }
+
+    /// Writes a buffer out from where its blocks arrived.
+    fn write_in_place(&mut self, job: &Job, buffer: Buffer) -> Result<()> {
+        if !self.shared.source.gives_files() {
+            let started = Instant::now();
+            for piece in &job.pieces {
+                self.verify_in_place(piece, &buffer)
+                    .map_err(|failure| source::explain(failure, job, self.shared.backup))?;
+            }
+            self.shared.waited(Stage::Decode, started.elapsed());
+        }
+        let mut writes = Writes::default();
+        for piece in &job.pieces {
+            self.targets.add(&mut writes, &piece.block, piece.base.start, self.shared)?;
+        }
+        self.submit_writes(buffer, writes);
+        Ok(())
+    }
+
+    fn verify_in_place(&self, piece: &Piece, buffer: &Buffer) -> Result<()> {
+        let backup = self.shared.backup;
+        if piece.base.len() != piece.block.bytes {
+            let detail = format!("{} raw bytes are stored for {}", piece.base.len(), piece.block.bytes);
+            return Err(source::damaged(piece, false, detail, backup));
+        }
+        match checksum::verify(&buffer[piece.base.clone()], &piece.block.record.hash) {
+            Ok(_) => Ok(()),
+            Err(mismatch) => Err(source::damaged(piece, false, mismatch.to_string(), backup)),
+        }
+    }
+}
