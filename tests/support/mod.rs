@@ -10,6 +10,7 @@ pub mod requirements;
 pub mod repository;
 pub mod scratch;
 pub mod tools;
+pub mod world;
 
 pub use anyhow::{Context, Result, bail, ensure};
 
@@ -20,3 +21,4 @@ pub use repository::Repository;
 pub use requirements::Requirement::*;
 pub use scratch::Scratch;
 pub use tools::OsUser;
+pub use world::{World, marks};

@@ -1,0 +1,209 @@
+//! Every kind of recovery target and action, checked by what must be there and what must not.
+
+use std::time::Duration;
+
+use crate::support::process::{Finished, wait_until};
+use crate::support::*;
+
+/// Marks a, b, c in transactions of their own after a backup, with a restore point before c; all of it archived.
+struct Story {
+    world: World,
+    lsn_after_a: String,
+    time_after_a: String,
+    xid_of_b: String,
+}
+
+impl Story {
+    fn tell() -> Result<Self> {
+        let world = World::new(1)?;
+        world.mark("before")?;
+        world.backup()?;
+        world.mark("a")?;
+        let lsn_after_a = world.cluster.sql("SELECT pg_current_wal_insert_lsn()")?;
+        // Commit times have microseconds; a target between two of them needs a moment.
+        std::thread::sleep(Duration::from_millis(50));
+        let time_after_a = world.cluster.sql("SELECT clock_timestamp()")?;
+        std::thread::sleep(Duration::from_millis(50));
+        let xid_of_b = world.mark("b")?;
+        world.cluster.sql("SELECT pg_create_restore_point('after_b')")?;
+        world.mark("c")?;
+        world.cluster.archive_wal()?;
+        Ok(Self { world, lsn_after_a, time_after_a, xid_of_b })
+    }
+
+    /// Restores, and the marks must be these; the server is up, read-write, out of recovery.
+    fn ends_with(&self, arguments: &[&str], expected: &str) -> Result<()> {
+        let restored = self.world.restore(arguments)?;
+        ensure!(marks(&restored)? == expected, "{arguments:?}: {} instead of {expected}", marks(&restored)?);
+        ensure!(restored.sql("SELECT pg_is_in_recovery()")? == "f", "{arguments:?}: still in recovery");
+        restored.sql("CREATE TABLE writable ()")?;
+        ensure!(
+            restored.number("SELECT count(*) FROM pgbench_accounts")? == 100_000,
+            "{arguments:?}: rows are missing"
+        );
+        self.settings_are_gone(&restored)?;
+        drop(restored);
+        std::fs::remove_dir_all(self.world.target())?;
+        ensure!(filesystem::fuse_mounts_below(self.world.scratch.path()).is_empty(), "{arguments:?}: a mount is left");
+        Ok(())
+    }
+
+    /// `postgresql.conf` says what the original's says, but for the port.
+    fn settings_are_gone(&self, restored: &Instance) -> Result<()> {
+        for setting in ["restore_command", "recovery_target", "recovery_target_name", "recovery_target_time"] {
+            ensure!(restored.sql(&format!("SHOW {setting}"))?.is_empty(), "{setting} is still set");
+        }
+        ensure!(!restored.data.join("recovery.signal").exists(), "recovery.signal is left");
+        ensure!(!restored.data.join("pghydrant.session").exists(), "pghydrant.session is left");
+        Ok(())
+    }
+}
+
+#[test]
+fn every_kind_of_target_ends_where_it_should() -> Result<()> {
+    requires!(Postgres, Fuse);
+    let story = Story::tell()?;
+    story.ends_with(&[], "a,b,before,c")?;
+    story.ends_with(&["--target-immediate"], "before")?;
+    story.ends_with(&["--target-time", &story.time_after_a], "a,before")?;
+    story.ends_with(&["--target-lsn", &story.lsn_after_a], "a,before")?;
+    story.ends_with(&["--target-xid", &story.xid_of_b], "a,b,before")?;
+    story.ends_with(&["--target-xid", &story.xid_of_b, "--target-exclusive"], "a,before")?;
+    story.ends_with(&["--target-name", "after_b"], "a,b,before")?;
+    story.ends_with(&["--target-name", "after_b", "--source", "blocks"], "a,b,before")
+}
+
+#[test]
+fn a_paused_restore_is_promoted_by_its_id() -> Result<()> {
+    requires!(Postgres, Fuse);
+    let story = Story::tell()?;
+    let finished =
+        story.world.restore_to(&story.world.target(), &["--target-name", "after_b", "--action", "pause", "--json"])?;
+    let id = session_id(&finished.expect_code(0)?)?;
+    let paused = Instance::running_in(&story.world.target())?;
+    assert_eq!(paused.sql("SELECT pg_is_in_recovery(), pg_get_wal_replay_pause_state()")?, "t|paused");
+    assert_eq!(marks(&paused)?, "a,b,before");
+    // A reload before the promotion must not lose the target.
+    paused.sql("SELECT pg_reload_conf()")?;
+    assert_eq!(paused.sql("SHOW recovery_target_name")?, "after_b");
+    let sessions = story.world.pghydrant.succeed(["sessions", "--json"])?;
+    assert!(sessions.stdout.contains(&id), "{sessions}");
+
+    story.world.pghydrant.succeed(["promote", &id])?;
+    let promoted = Instance::running_in(&story.world.target())?;
+    assert_eq!(promoted.sql("SELECT pg_is_in_recovery()")?, "f");
+    assert_eq!(marks(&promoted)?, "a,b,before");
+    story.settings_are_gone(&promoted)
+}
+
+#[test]
+fn a_restore_that_shuts_down_at_its_target_is_promoted_by_its_id() -> Result<()> {
+    requires!(Postgres, Fuse);
+    let story = Story::tell()?;
+    let arguments = ["--target-name", "after_b", "--action", "shutdown", "--json"];
+    let id = session_id(&story.world.restore_to(&story.world.target(), &arguments)?.expect_code(0)?)?;
+    assert!(!story.world.target().join("postmaster.pid").exists());
+
+    story.world.pghydrant.succeed(["promote", &id])?;
+    let promoted = Instance::running_in(&story.world.target())?;
+    assert_eq!(marks(&promoted)?, "a,b,before");
+    story.settings_are_gone(&promoted)
+}
+
+#[test]
+fn a_timeline_is_followed_or_refused_as_asked() -> Result<()> {
+    requires!(Postgres, Fuse);
+    let story = Story::tell()?;
+    // A promoted copy that is adopted archives timeline 2 into the same repository.
+    let adopted = story.world.restore(&["--target-name", "after_b", "--adopt"])?;
+    adopted.sql("INSERT INTO marks (name) VALUES ('on_two')")?;
+    adopted.archive_wal()?;
+    wait_until("the history file", Duration::from_secs(30), || {
+        Ok(story.world.repository.files()?.iter().any(|path| path.ends_with("00000002.history")))
+    })?;
+    drop(adopted);
+    std::fs::remove_dir_all(story.world.target())?;
+
+    story.ends_with(&["--target-timeline", "1"], "a,b,before,c")?;
+    story.ends_with(&["--target-timeline", "latest"], "a,b,before,on_two")?;
+    story.ends_with(&["--target-timeline", "2"], "a,b,before,on_two")
+}
+
+#[test]
+fn the_newest_backup_that_reaches_the_target_is_picked() -> Result<()> {
+    requires!(Postgres, Fuse);
+    let story = Story::tell()?;
+    let first = label(&story.world)?;
+    story.world.backup()?;
+    let second = label(&story.world)?;
+    assert_ne!(first, second);
+    story.world.mark("d")?;
+    story.world.cluster.archive_wal()?;
+    for (arguments, expected) in [
+        (vec![], &second),
+        (vec!["--target-time", story.time_after_a.as_str()], &first),
+        (vec!["--target-lsn", story.lsn_after_a.as_str()], &first),
+        (vec!["--target-xid", story.xid_of_b.as_str()], &first),
+        (vec!["--target-name", "after_b"], &first),
+    ] {
+        let arguments = [&arguments[..], &["--plan", "--json"]].concat();
+        let plan = story.world.restore_to(&story.world.target(), &arguments)?.expect_code(0)?;
+        assert!(plan.stdout.contains(expected.as_str()), "{arguments:?}\n{plan}");
+    }
+    assert!(!story.world.target().exists(), "--plan made something");
+    Ok(())
+}
+
+#[test]
+fn a_restore_as_root_gives_everything_to_the_owner() -> Result<()> {
+    requires!(Root, Postgres, Fuse);
+    use std::os::unix::fs::MetadataExt;
+    let story = Story::tell()?;
+    let as_root = story.world.repository.with(&story.world.pghydrant.as_user(&OsUser::current()));
+    let owner = OsUser::server();
+    let port = cluster::free_port()?.to_string();
+    let target = story.world.target();
+    as_root.restore(&target, &["--port", &port, "--os-user", &owner.name])?.expect_code(0)?;
+    let restored = Instance::running_in(&target)?;
+    assert_eq!(marks(&restored)?, "a,b,before,c");
+    for path in compare::files_below(&target)? {
+        let metadata = std::fs::metadata(target.join(&path));
+        // The server is running: a file may be gone by now.
+        assert!(
+            metadata.map_or(true, |metadata| metadata.uid() == owner.uid),
+            "{} is not {}'s",
+            path.display(),
+            owner.name
+        );
+    }
+    Ok(())
+}
+
+fn label(world: &World) -> Result<String> {
+    let list = world.pghydrant.succeed(world.repository.arguments(&["list"], &["--json"]))?;
+    let mut labels: Vec<String> = Vec::new();
+    let mut collect = |value: &serde_json::Value| {
+        if let Some(label) = value.get("label").and_then(serde_json::Value::as_str) {
+            labels.push(label.to_owned());
+        }
+    };
+    for object in list.json_lines()? {
+        visit(&object, &mut collect);
+    }
+    labels.sort();
+    labels.pop().with_context(|| format!("no label in\n{list}"))
+}
+
+fn visit(value: &serde_json::Value, collect: &mut impl FnMut(&serde_json::Value)) {
+    collect(value);
+    match value {
+        serde_json::Value::Array(values) => values.iter().for_each(|value| visit(value, collect)),
+        serde_json::Value::Object(fields) => fields.values().for_each(|value| visit(value, collect)),
+        _ => {}
+    }
+}
+
+fn session_id(finished: &Finished) -> Result<String> {
+    let found = finished.json_lines()?.iter().find_map(|line| Some(line.get("session")?.as_str()?.to_owned()));
+    found.with_context(|| format!("no session in\n{finished}"))
+}
