@@ -9,5 +9,13 @@
 #[macro_use]
 mod support;
 
+mod archive;
+mod backups;
+mod contents;
+mod crashes;
+mod damage;
+mod disk_full;
+mod documents;
 mod harness;
+mod refusals;
 mod targets;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::support::json::find_all;
 use crate::support::process::{Finished, wait_until};
 use crate::support::*;
 
@@ -179,28 +180,12 @@ fn a_restore_as_root_gives_everything_to_the_owner() -> Result<()> {
     Ok(())
 }
 
+/// The label of the newest backup.
 fn label(world: &World) -> Result<String> {
     let list = world.pghydrant.succeed(world.repository.arguments(&["list"], &["--json"]))?;
-    let mut labels: Vec<String> = Vec::new();
-    let mut collect = |value: &serde_json::Value| {
-        if let Some(label) = value.get("label").and_then(serde_json::Value::as_str) {
-            labels.push(label.to_owned());
-        }
-    };
-    for object in list.json_lines()? {
-        visit(&object, &mut collect);
-    }
-    labels.sort();
-    labels.pop().with_context(|| format!("no label in\n{list}"))
-}
-
-fn visit(value: &serde_json::Value, collect: &mut impl FnMut(&serde_json::Value)) {
-    collect(value);
-    match value {
-        serde_json::Value::Array(values) => values.iter().for_each(|value| visit(value, collect)),
-        serde_json::Value::Object(fields) => fields.values().for_each(|value| visit(value, collect)),
-        _ => {}
-    }
+    let objects = list.json_lines()?;
+    let labels = objects.iter().flat_map(|object| find_all(object, "label")).filter_map(serde_json::Value::as_str);
+    labels.max().map(str::to_owned).with_context(|| format!("no label in\n{list}"))
 }
 
 fn session_id(finished: &Finished) -> Result<String> {

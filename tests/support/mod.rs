@@ -3,6 +3,7 @@
 pub mod cluster;
 pub mod compare;
 pub mod filesystem;
+pub mod json;
 pub mod pghydrant;
 pub mod process;
 #[macro_use]

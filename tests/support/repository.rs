@@ -19,7 +19,12 @@ impl Repository {
     }
 
     pub fn init_with(scratch: &Scratch, pghydrant: &Pghydrant, options: &[&str]) -> Result<Self> {
-        let repository = Self { path: scratch.join("repo"), pghydrant: pghydrant.clone() };
+        Self::init_at(&scratch.join("repo"), pghydrant, options)
+    }
+
+    /// `pghydrant init` anywhere.
+    pub fn init_at(path: &Path, pghydrant: &Pghydrant, options: &[&str]) -> Result<Self> {
+        let repository = Self { path: path.to_owned(), pghydrant: pghydrant.clone() };
         pghydrant.succeed(["init", "--repo", &repository.shown()].iter().chain(options))?;
         Ok(repository)
     }

@@ -1,0 +1,235 @@
+//! `wal push` and `wal fetch`: PostgreSQL trusts their exit codes with the data.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::support::process::wait_until;
+use crate::support::repository::Damage;
+use crate::support::*;
+
+/// What `wal fetch` ends with where it cannot tell.
+const FAULT: i32 = 254;
+/// What `wal fetch` ends with where there is proven to be none.
+const ABSENT: i32 = 1;
+
+/// A world whose archive has a few segments of timeline 1, and the name of its last one.
+fn archived() -> Result<(World, Vec<String>)> {
+    let world = World::new(0)?;
+    for name in ["a", "b", "c"] {
+        world.mark(name)?;
+        world.cluster.archive_wal()?;
+    }
+    let wal = world.repository.path().join("clusters/main/wal/00000001");
+    let mut segments: Vec<String> = fs::read_dir(&wal)?
+        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+        .collect::<Result<_>>()?;
+    segments.retain(|name| name.len() == 24);
+    segments.sort();
+    ensure!(segments.len() >= 3, "{segments:?}");
+    Ok((world, segments))
+}
+
+fn fetch(world: &World, name: &str) -> Result<(Finished, PathBuf)> {
+    let to = world.scratch.join("fetched");
+    let _ = fs::remove_file(&to);
+    let finished =
+        world.pghydrant.run(world.repository.arguments(&["wal", "fetch"], &[name, &to.display().to_string()]))?;
+    Ok((finished, to))
+}
+
+fn push(world: &World, path: &Path) -> Result<Finished> {
+    world.pghydrant.run(world.repository.arguments(&["wal", "push"], &[&path.display().to_string()]))
+}
+
+fn object(world: &World, name: &str) -> PathBuf {
+    world.repository.path().join("clusters/main/wal/00000001").join(name)
+}
+
+#[test]
+fn what_was_pushed_is_fetched_byte_for_byte() -> Result<()> {
+    requires!(Postgres);
+    let (world, segments) = archived()?;
+    let (finished, fetched) = fetch(&world, &segments[1])?;
+    finished.expect_code(0)?;
+    let bytes = fs::read(&fetched)?;
+    assert_eq!(bytes.len(), 16 << 20);
+    // Pushing the same again is fine; something else under the same name is refused and changes nothing.
+    let again = world.scratch.join(&segments[1]);
+    fs::rename(&fetched, &again)?;
+    push(&world, &again)?.expect_code(0)?;
+    let mut other = bytes.clone();
+    other[1 << 20] ^= 1;
+    fs::write(&again, &other)?;
+    push(&world, &again)?.expect_code(1)?.expect_stderr(&["error: ", &segments[1]])?;
+    let (finished, fetched) = fetch(&world, &segments[1])?;
+    finished.expect_code(0)?;
+    assert!(fs::read(fetched)? == bytes, "a refused push changed the archive");
+    Ok(())
+}
+
+#[test]
+fn only_a_proven_absence_is_the_end_of_the_wal() -> Result<()> {
+    requires!(Postgres);
+    let (world, segments) = archived()?;
+    let code = |name: &str| -> Result<Option<i32>> {
+        let (finished, to) = fetch(&world, name)?;
+        ensure!(finished.code == Some(0) || !to.exists(), "a failed fetch left a file\n{finished}");
+        Ok(finished.code)
+    };
+    let (second, last) = (&segments[1], &segments[segments.len() - 1]);
+    // Behind the last one; a timeline that is not there; histories and backups that are not there.
+    for absent in ["0000000100000000000000FF", "000000020000000000000001", "00000002.history", "00000009.history"] {
+        assert_eq!(code(absent)?, Some(ABSENT), "{absent}");
+    }
+    // Later ones are there, so this one is a gap and not the end.
+    let mend = Damage::Deleted.inflict(&object(&world, second))?;
+    assert_eq!(code(second)?, Some(FAULT), "a gap");
+    drop(mend);
+    for damage in [Damage::Truncated, Damage::BitFlipped] {
+        let _mend = damage.inflict(&object(&world, last))?;
+        assert_eq!(code(last)?, Some(FAULT), "{damage:?}");
+    }
+    // Names that PostgreSQL never asks for, and mistakes in the command itself.
+    for nonsense in ["", "../../pghydrant.json", "00000001", "00000001000000000000000g"] {
+        assert_eq!(code(nonsense)?, Some(FAULT), "{nonsense:?}");
+    }
+    let bare = |arguments: &[&str]| Ok::<_, anyhow::Error>(world.pghydrant.run(arguments)?.code);
+    assert_eq!(bare(&["wal", "fetch"])?, Some(FAULT));
+    assert_eq!(bare(&["wal", "fetch", "--no-such-option", last, "/nonexistent/x"])?, Some(FAULT));
+    assert_eq!(bare(&["wal", "fetch", "--repo", "/nonexistent", "--cluster", "main", last, "x"])?, Some(FAULT));
+    let arguments = world.repository.arguments(&["wal", "fetch"], &[last, "/nonexistent/directory/x"]);
+    assert_eq!(world.pghydrant.run(arguments)?.code, Some(FAULT), "a target that cannot be written");
+    let unknown = ["wal", "fetch", "--repo", &world.repository.shown(), "--cluster", "other", last, "x"];
+    assert_eq!(bare(&unknown)?, Some(FAULT), "an unknown cluster");
+    // A settings file that cannot be read must not look like the end either.
+    let misspelt = world.scratch.join("misspelt.toml");
+    fs::write(&misspelt, "rep = \"x\"")?;
+    assert_eq!(bare(&["--config", &misspelt.display().to_string(), "wal", "fetch", last, "x"])?, Some(FAULT));
+    Ok(())
+}
+
+#[test]
+fn an_archive_that_cannot_be_read_is_a_fault_for_an_ordinary_user() -> Result<()> {
+    requires!(Postgres, Root);
+    let (world, segments) = archived()?;
+    let unreadable = |path: &Path| -> Result<()> {
+        let before = fs::metadata(path)?.permissions();
+        fs::set_permissions(path, fs::Permissions::from_mode(0))?;
+        let beyond = fetch(&world, "0000000100000000000000FF");
+        let known = fetch(&world, &segments[0]);
+        fs::set_permissions(path, before)?;
+        for (finished, _) in [known?, beyond?] {
+            ensure!(finished.code == Some(FAULT), "{} unreadable\n{finished}", path.display());
+        }
+        Ok(())
+    };
+    unreadable(world.repository.path())?;
+    unreadable(&world.repository.path().join("pghydrant.json"))?;
+    unreadable(&world.repository.path().join("clusters/main"))?;
+    unreadable(&world.repository.path().join("clusters/main/wal"))?;
+    unreadable(&world.repository.path().join("clusters/main/wal/00000001"))
+}
+
+/// The promise itself, with PostgreSQL as the judge: whatever happens to a segment in the middle of the archive, a
+/// server that recovers from it stops, and opens with everything once the archive is whole again.
+#[test]
+fn postgresql_never_opens_early() -> Result<()> {
+    requires!(Postgres);
+    let world = World::new(0)?;
+    world.mark("before")?;
+    world.backup()?;
+    for name in ["a", "b", "c"] {
+        world.mark(name)?;
+        world.cluster.archive_wal()?;
+    }
+    let segments = segments_of(&world)?;
+    let middle = object(&world, &segments[segments.len() - 2]);
+    let target = world.target();
+    world.repository.restore(&target, &["--no-start", "--source", "blocks"])?.expect_code(0)?;
+    let pristine = world.scratch.join("pristine");
+    Run::new("cp").arg("-a").arg(&target).arg(&pristine).succeed()?;
+
+    for damage in Damage::ALL {
+        let mend = damage.inflict(&middle)?;
+        let server = recovering(&world, &pristine)?;
+        let log = outcome(&server)?;
+        ensure!(!log.contains("archive recovery complete"), "{damage:?}: it opened early\n{log}");
+        drop(mend);
+        drop(server);
+    }
+    let server = recovering(&world, &pristine)?;
+    wait_until("the end of recovery", Duration::from_secs(60), || {
+        Ok(fs::read_to_string(server.log_file())?.contains("ready to accept connections"))
+    })?;
+    assert_eq!(marks(&server)?, "a,b,before,c");
+    Ok(())
+}
+
+fn segments_of(world: &World) -> Result<Vec<String>> {
+    let mut segments: Vec<String> = fs::read_dir(world.repository.path().join("clusters/main/wal/00000001"))?
+        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+        .collect::<Result<_>>()?;
+    segments.retain(|name| name.len() == 24);
+    segments.sort();
+    Ok(segments)
+}
+
+/// A server on a copy of `pristine` whose `restore_command` is ours, without any of the WAL at hand.
+fn recovering(world: &World, pristine: &Path) -> Result<Instance> {
+    let data = world.target();
+    let _ = fs::remove_dir_all(&data);
+    let _ = fs::remove_file(data.with_extension("log"));
+    Run::new("cp").arg("-a").arg(pristine).arg(&data).succeed()?;
+    Run::new("sh")
+        .args(["-c", "rm -f \"$0\"/pg_wal/0* && touch \"$0\"/recovery.signal && chown \"$1\" \"$0\"/recovery.signal"])
+        .arg(&data)
+        .arg(&OsUser::server().name)
+        .succeed()?;
+    let instance = Instance { data, port: cluster::free_port()?, sockets: world.cluster.sockets.clone() };
+    let command = format!(
+        "{} wal fetch --repo {} --cluster main %f %p",
+        world.pghydrant.binary.display(),
+        world.repository.shown()
+    );
+    instance.configure(&format!("restore_command = '{command}'"))?;
+    instance.configure(&format!("port = {}", instance.port))?;
+    instance.configure("archive_mode = off")?;
+    instance.configure("recovery_target_action = 'promote'")?;
+    // It may end by itself at once: that is what most of these tests want.
+    let _ = instance.start();
+    Ok(instance)
+}
+
+/// The log of a server once it has stopped by itself or opened.
+fn outcome(server: &Instance) -> Result<String> {
+    let log = || Ok::<_, anyhow::Error>(fs::read_to_string(server.log_file())?);
+    wait_until("an end of recovery", Duration::from_secs(60), || {
+        Ok(!server.is_running()? || log()?.contains("archive recovery complete"))
+    })?;
+    log()
+}
+
+#[test]
+fn a_push_that_is_killed_leaves_nothing_that_counts() -> Result<()> {
+    requires!(Postgres);
+    let (world, segments) = archived()?;
+    let (_, fetched) = fetch(&world, &segments[0])?;
+    let later = world.scratch.join("000000010000000000000042");
+    fs::rename(&fetched, &later)?;
+    for wait in [1, 3, 6, 10, 15, 25, 40] {
+        let running =
+            world.pghydrant.start(world.repository.arguments(&["wal", "push"], &[&later.display().to_string()]))?;
+        std::thread::sleep(Duration::from_millis(wait));
+        let finished = running.kill()?;
+        let (fetching, to) = fetch(&world, "000000010000000000000042")?;
+        match fetching.code {
+            Some(ABSENT) => {}
+            Some(0) => ensure!(fs::read(&to)? == fs::read(&later)?, "half a segment after {wait} ms"),
+            _ => bail!("after a push killed at {wait} ms ({finished}):\n{fetching}"),
+        }
+    }
+    push(&world, &later)?.expect_code(0)?;
+    Ok(())
+}

@@ -1,0 +1,190 @@
+//! `backup`, `list`, `show`, `verify`: what a backup takes, says and survives.
+
+use std::fs;
+use std::time::Duration;
+
+use crate::support::json::{find_number, find_text};
+use crate::support::repository::flip_bit;
+use crate::support::tools::postgres_program;
+use crate::support::*;
+
+#[test]
+fn a_second_backup_stores_only_what_changed() -> Result<()> {
+    requires!(Postgres);
+    let world = World::new(5)?;
+    world.cluster.sql("CHECKPOINT")?;
+    let first = find_number(&world.backup()?, "added_pack_bytes").context("no added_pack_bytes")?;
+    world.cluster.sql("UPDATE pgbench_accounts SET abalance = 1 WHERE aid = 4242")?;
+    world.cluster.sql("CHECKPOINT")?;
+    let second = find_number(&world.backup()?, "added_pack_bytes").context("no added_pack_bytes")?;
+    assert!(second * 10 < first, "{first} bytes, then {second}");
+    let connection = world.cluster.connection_string();
+    let full = ["--dbname", &connection, "--full", "--json"];
+    let full = world.pghydrant.succeed(world.repository.arguments(&["backup"], &full))?.json()?;
+    let full = find_number(&full, "added_pack_bytes").context("no added_pack_bytes")?;
+    assert!(full * 10 > first * 9, "{first} bytes, and in full {full}");
+    world.pghydrant.succeed(["verify", "--repo", &world.repository.shown()])?;
+    let list = world.pghydrant.succeed(world.repository.arguments(&["list"], &[]))?;
+    assert_eq!(list.stdout.lines().filter(|line| line.contains("Z-")).count(), 3, "{list}");
+    Ok(())
+}
+
+#[test]
+fn every_compression_and_block_size_restores_the_same_files() -> Result<()> {
+    requires!(Postgres);
+    let scratch = Scratch::new()?;
+    let pghydrant = Pghydrant::new(&scratch)?;
+    let cluster = Cluster::build(&scratch, "original").start()?;
+    cluster.pgbench_initialize(1)?;
+    for options in [["none", "128KiB"], ["lz4", "32KiB"], ["zstd", "1MiB"], ["zstd:9", "64KiB"]] {
+        let place = scratch.join("repo");
+        let repository =
+            Repository::init_with(&scratch, &pghydrant, &["--compression", options[0], "--block-size", options[1]])?;
+        repository.backup(&cluster)?;
+        let target = scratch.join("restored");
+        repository.restore(&target, &["--no-start", "--source", "blocks"])?.expect_code(0)?;
+        Run::new(postgres_program("pg_verifybackup")?).user(OsUser::server()).arg(&target).succeed()?;
+        pghydrant.succeed(["verify", "--repo", &repository.shown()])?;
+        fs::remove_dir_all(&target)?;
+        fs::remove_dir_all(&place)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_damaged_page_is_named_and_the_backup_completes_with_its_own_exit_code() -> Result<()> {
+    requires!(Postgres);
+    let world = World::new(1)?;
+    let path = world.cluster.sql("SELECT pg_relation_filepath('pgbench_accounts')")?;
+    world.cluster.stop("fast")?;
+    flip_bit(&world.cluster.data.join(&path), 7 * 8192 + 5000)?;
+    world.cluster.start()?;
+    let connection = world.cluster.connection_string();
+    let arguments = world.repository.arguments(&["backup"], &["--dbname", &connection]);
+    let backup = world.pghydrant.fail(arguments, 7, &[&path])?;
+    assert!(backup.stderr.contains('7'), "{backup}");
+    let show = world.pghydrant.succeed(world.repository.arguments(&["show"], &["--json"]))?;
+    assert!(show.stdout.contains(&path), "{show}");
+    // It restores: a damaged page is better than no backup.
+    world.restore_to(&world.target(), &["--no-start", "--source", "blocks"])?.expect_code(0)?;
+    Ok(())
+}
+
+#[test]
+fn a_standby_is_refused_by_name() -> Result<()> {
+    requires!(Postgres);
+    let world = World::new(0)?;
+    let data = world.scratch.join("standby");
+    let run = world.cluster.client("pg_basebackup")?.args(["--checkpoint=fast", "--write-recovery-conf", "-D"]);
+    run.arg(&data).succeed()?;
+    let standby = Instance { data, port: cluster::free_port()?, sockets: world.cluster.sockets.clone() };
+    standby.configure(&format!("port = {}", standby.port))?;
+    standby.start()?;
+    let arguments = world
+        .repository
+        .arguments(&["backup"], &["--dbname", &standby.connection_string()])
+        .into_iter()
+        .collect::<Vec<_>>();
+    let refused = world.pghydrant.run(arguments)?;
+    ensure!(refused.code.is_some_and(|code| code != 0), "{refused}");
+    refused.expect_stderr(&["standby"])?;
+    Ok(())
+}
+
+#[test]
+fn another_cluster_under_the_same_name_is_refused() -> Result<()> {
+    requires!(Postgres);
+    let world = World::new(0)?;
+    world.backup()?;
+    let other = Cluster::build(&world.scratch, "other").start()?;
+    let arguments = world.repository.arguments(&["backup"], &["--dbname", &other.connection_string()]);
+    let refused = world.pghydrant.run(arguments)?;
+    ensure!(refused.code.is_some_and(|code| code != 0), "{refused}");
+    refused.expect_stderr(&["system identifier"])?;
+    let segment = Run::new("sh").args(["-c", "ls \"$0\"/pg_wal/0* | head -n 1"]).arg(&other.data).succeed()?;
+    let arguments = world.repository.arguments(&["wal", "push"], &[segment.stdout.trim()]);
+    let refused = world.pghydrant.run(arguments)?;
+    ensure!(refused.code.is_some_and(|code| code != 0), "a segment of another cluster was taken\n{refused}");
+    Ok(())
+}
+
+#[test]
+fn two_backups_of_one_cluster_at_once_are_refused_and_the_first_completes() -> Result<()> {
+    requires!(Postgres);
+    let world = World::new(5)?;
+    let connection = world.cluster.connection_string();
+    let arguments = || world.repository.arguments(&["backup"], &["--dbname", &connection, "--json"]);
+    let mut finished = Vec::new();
+    let running = [world.pghydrant.start(arguments())?, world.pghydrant.start(arguments())?];
+    for run in running {
+        finished.push(run.wait()?);
+    }
+    finished.sort_by_key(|finished| finished.code);
+    ensure!(finished[0].code == Some(0), "neither completed\n{}\n{}", finished[0], finished[1]);
+    // Both may complete where they did not meet.
+    if finished[1].code != Some(0) {
+        ensure!(format!("{}", finished[1]).contains("lock"), "{}", finished[1]);
+    }
+    world.pghydrant.succeed(["verify", "--repo", &world.repository.shown()])?;
+    Ok(())
+}
+
+#[test]
+fn a_killed_backup_leaves_nothing_that_counts() -> Result<()> {
+    requires!(Postgres);
+    let world = World::new(5)?;
+    world.backup()?;
+    world.cluster.sql("UPDATE pgbench_accounts SET abalance = abalance + 1")?;
+    let connection = world.cluster.connection_string();
+    let list =
+        || Ok::<_, anyhow::Error>(world.pghydrant.succeed(world.repository.arguments(&["list"], &["--json"]))?.stdout);
+    let before = list()?;
+    for milliseconds in [20, 100, 300, 600] {
+        let running =
+            world.pghydrant.start(world.repository.arguments(&["backup"], &["--full", "--dbname", &connection]))?;
+        std::thread::sleep(Duration::from_millis(milliseconds));
+        let killed = running.kill()?;
+        if killed.code.is_none() {
+            assert_eq!(list()?, before, "a backup that was killed after {milliseconds} ms is listed");
+        }
+        world.pghydrant.succeed(["verify", "--repo", &world.repository.shown()])?;
+        if killed.code == Some(0) {
+            break;
+        }
+    }
+    // The server has left backup mode with the connection, and the next one works.
+    world.backup()?;
+    world.pghydrant.succeed(["verify", "--repo", &world.repository.shown()])?;
+    Ok(())
+}
+
+#[test]
+fn show_names_gaps_and_the_recovery_window() -> Result<()> {
+    requires!(Postgres);
+    let world = World::new(0)?;
+    world.backup()?;
+    for name in ["a", "b", "c"] {
+        world.mark(name)?;
+        world.cluster.archive_wal()?;
+    }
+    let show = |arguments: &[&str]| world.pghydrant.succeed(world.repository.arguments(&["show"], arguments));
+    let whole = show(&["--json"])?;
+    let label = find_text(&whole.json()?, "label").context("no label")?;
+    let one = show(&[&label])?;
+    assert!(one.stdout.contains(&label), "{one}");
+
+    let wal = world.repository.path().join("clusters/main/wal/00000001");
+    let mut segments: Vec<String> = Vec::new();
+    for entry in fs::read_dir(&wal)? {
+        segments.push(entry?.file_name().to_string_lossy().into_owned());
+    }
+    segments.retain(|name| name.len() == 24);
+    segments.sort();
+    let gap = &segments[segments.len() - 2];
+    fs::remove_file(wal.join(gap))?;
+    let with_gap = show(&[])?;
+    assert!(with_gap.stdout.contains(gap.as_str()), "the gap is not named\n{with_gap}");
+    let verify = world.pghydrant.run(["verify", "--repo", &world.repository.shown()])?;
+    assert_eq!(verify.code, Some(4), "{verify}");
+    Ok(())
+}

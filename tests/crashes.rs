@@ -1,0 +1,212 @@
+//! Crashes: `kill -9` at any moment, then `retry`, then every file compared.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use crate::support::compare::{Entry, same_trees, tree};
+use crate::support::filesystem::fuse_mounts_below;
+use crate::support::json::find_all;
+use crate::support::*;
+
+/// `make soak` asks for many more.
+const KILLS: u64 = 20;
+
+/// A small generator of our own, so that a failing run can be repeated from the seed that it prints.
+struct Random(u64);
+
+impl Random {
+    fn new() -> Self {
+        let now = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(1, |time| time.as_nanos() as u64);
+        let seed = std::env::var("PGHYDRANT_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(now);
+        eprintln!("PGHYDRANT_SEED={seed}");
+        Self(seed)
+    }
+
+    /// splitmix64.
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn up_to(&mut self, limit: Duration) -> Duration {
+        Duration::from_micros(self.next() % (limit.as_micros().max(1) as u64))
+    }
+}
+
+fn kills() -> u64 {
+    std::env::var("PGHYDRANT_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(KILLS)
+}
+
+/// Ids of the sessions that are not finished, as `sessions --json` tells.
+fn open_sessions(world: &World) -> Result<Vec<String>> {
+    let listed = world.pghydrant.succeed(["sessions", "--json"])?;
+    let mut ids = Vec::new();
+    for object in listed.json_lines()? {
+        ids.extend(find_all(&object, "session").into_iter().filter_map(|id| Some(id.as_str()?.to_owned())));
+    }
+    Ok(ids)
+}
+
+fn tells_of_the_copy(path: &Path) -> bool {
+    path.to_string_lossy().contains("pghydrant")
+}
+
+/// Nothing that is half done can be started: without a control file PostgreSQL refuses.
+fn cannot_start_or_is_whole(target: &Path, expected: &BTreeMap<PathBuf, Entry>) -> Result<()> {
+    if target.join("global/pg_control").exists() {
+        same_trees(expected, &tree(target)?, tells_of_the_copy).context("pg_control is there before the rest is")?;
+    }
+    Ok(())
+}
+
+#[test]
+fn copies_killed_at_random_moments_are_finished_by_retry() -> Result<()> {
+    requires!(Postgres, Fuse);
+    let world = World::new(8)?;
+    world.backup()?;
+    world.cluster.stop("fast")?;
+    let target = world.target();
+    let clean = world.restore_to(&target, &["--no-start"])?.expect_code(0)?;
+    let expected = tree(&target)?;
+    std::fs::remove_dir_all(&target)?;
+
+    let mut random = Random::new();
+    for round in 0..kills() {
+        let source = if round % 4 == 3 { "blocks" } else { "mount" };
+        let to = target.display().to_string();
+        let arguments = ["--to", &to, "--no-start", "--source", source];
+        let running = world.pghydrant.start(world.repository.arguments(&["restore"], &arguments))?;
+        let moment = random.up_to(clean.took);
+        std::thread::sleep(moment);
+        let killed = running.kill()?;
+        let what = format!("round {round}, {source}, killed after {moment:?} of {:?}", clean.took);
+        cannot_start_or_is_whole(&target, &expected).with_context(|| what.clone())?;
+        finish(&world, &target, &what)?;
+        same_trees(&expected, &tree(&target)?, tells_of_the_copy).with_context(|| format!("{what}\n{killed}"))?;
+        ensure!(fuse_mounts_below(world.scratch.path()).is_empty(), "{what}: a mount is left");
+        ensure!(open_sessions(&world)?.is_empty(), "{what}: a session is left open");
+        std::fs::remove_dir_all(&target)?;
+    }
+    Ok(())
+}
+
+/// `retry` of what the crash left; where it left no session the same restore begins again.
+fn finish(world: &World, target: &Path, what: &str) -> Result<()> {
+    match open_sessions(world)?.as_slice() {
+        [] if target.join("global/pg_control").exists() => Ok(()),
+        [] => world.restore_to(target, &["--no-start"])?.expect_code(0).map(drop),
+        [id] => world.pghydrant.run(["retry", id])?.expect_code(0).map(drop),
+        several => bail!("{several:?} are open"),
+    }
+    .with_context(|| what.to_owned())
+}
+
+/// The same with a server in the end: the crash may fall into the copy, the configuration, or the recovery itself.
+#[test]
+fn restores_killed_at_random_moments_end_with_the_right_rows_and_the_right_configuration() -> Result<()> {
+    requires!(Postgres, Fuse);
+    let world = World::new(2)?;
+    world.backup()?;
+    world.mark("wanted")?;
+    world.cluster.sql("SELECT pg_create_restore_point('here')")?;
+    world.mark("unwanted")?;
+    world.cluster.archive_wal()?;
+    let target = world.target();
+    let began = std::time::Instant::now();
+    drop(world.restore(&["--target-name", "here"])?);
+    let whole = began.elapsed();
+    let configuration = without_port(&target)?;
+    std::fs::remove_dir_all(&target)?;
+
+    let mut random = Random::new();
+    for round in 0..kills().div_ceil(4) {
+        let (to, port) = (target.display().to_string(), cluster::free_port()?.to_string());
+        let arguments = ["--to", &to, "--port", &port, "--target-name", "here"];
+        let running = world.pghydrant.start(world.repository.arguments(&["restore"], &arguments))?;
+        let moment = random.up_to(whole);
+        std::thread::sleep(moment);
+        let killed = running.kill()?;
+        let what = format!("round {round}, killed after {moment:?} of {whole:?}");
+        match open_sessions(&world)?.as_slice() {
+            [] if killed.code == Some(0) => {}
+            [] => {
+                let again = world.pghydrant.run(world.repository.arguments(&["restore"], &arguments))?;
+                again.expect_code(0).with_context(|| what.clone())?;
+            }
+            [id] => {
+                drop(world.pghydrant.run(["retry", id])?.expect_code(0).with_context(|| format!("{what}\n{killed}"))?)
+            }
+            several => bail!("{what}: {several:?} are open"),
+        }
+        let restored = Instance::running_in(&target).with_context(|| what.clone())?;
+        ensure!(restored.sql("SELECT pg_is_in_recovery()")? == "f", "{what}: still in recovery");
+        ensure!(marks(&restored)? == "wanted", "{what}: {}", marks(&restored)?);
+        ensure!(without_port(&target)? == configuration, "{what}: postgresql.conf differs");
+        ensure!(fuse_mounts_below(world.scratch.path()).is_empty(), "{what}: a mount is left");
+        drop(restored);
+        std::fs::remove_dir_all(&target)?;
+    }
+    Ok(())
+}
+
+fn without_port(data: &Path) -> Result<String> {
+    let text = std::fs::read_to_string(data.join("postgresql.conf"))?;
+    Ok(text.lines().filter(|line| !line.trim_start().starts_with("port")).collect::<Vec<_>>().join("\n"))
+}
+
+#[test]
+fn a_cancelled_restore_leaves_no_trace() -> Result<()> {
+    requires!(Postgres, Fuse);
+    let world = World::new(4)?;
+    world.backup()?;
+    let target = world.target();
+    let to = target.display().to_string();
+    let mut cancelled = 0;
+    for milliseconds in [100, 250, 400, 700] {
+        let arguments = world.repository.arguments(&["restore"], &["--to", &to, "--no-start"]);
+        let running = world.pghydrant.start(arguments)?;
+        std::thread::sleep(Duration::from_millis(milliseconds));
+        running.kill()?;
+        for id in open_sessions(&world)? {
+            world.pghydrant.run(["cancel", &id])?.expect_code(0)?;
+            cancelled += 1;
+            ensure!(!target.exists(), "{} is left after {milliseconds} ms", target.display());
+        }
+        ensure!(open_sessions(&world)?.is_empty(), "a session is left");
+        ensure!(fuse_mounts_below(world.scratch.path()).is_empty(), "a mount is left");
+        if target.exists() {
+            std::fs::remove_dir_all(&target)?;
+        }
+    }
+    ensure!(cancelled > 0, "no moment fell into a copy");
+    Ok(())
+}
+
+#[test]
+fn an_interrupted_restore_ends_with_130_and_can_be_retried() -> Result<()> {
+    requires!(Postgres, Fuse);
+    let world = World::new(8)?;
+    world.backup()?;
+    let target = world.target();
+    let to = target.display().to_string();
+    let arguments = world.repository.arguments(&["restore"], &["--to", &to, "--no-start"]);
+    let running = world.pghydrant.start(arguments)?;
+    process::wait_until("the copy", Duration::from_secs(30), || Ok(target.join("base").exists()))?;
+    running.signal(rustix::process::Signal::INT)?;
+    let finished = running.wait()?;
+    // It may have been faster than the signal.
+    if finished.code != Some(0) {
+        let finished = finished.expect_code(130)?;
+        ensure!(!target.join("global/pg_control").exists(), "{finished}");
+        let sessions = open_sessions(&world)?;
+        let [id] = sessions.as_slice() else { bail!("{sessions:?}\n{finished}") };
+        world.pghydrant.run(["retry", id])?.expect_code(0)?;
+    }
+    Run::new(tools::postgres_program("pg_verifybackup")?).user(OsUser::server()).arg(&target).succeed()?;
+    ensure!(fuse_mounts_below(world.scratch.path()).is_empty(), "a mount is left");
+    Ok(())
+}

@@ -1,0 +1,66 @@
+//! A target that fills up: refused beforehand where that can be seen, survived where it cannot.
+
+use std::fs;
+use std::time::Duration;
+
+use crate::support::compare::tree;
+use crate::support::filesystem::SmallFileSystem;
+use crate::support::json::find_all;
+use crate::support::process::wait_until;
+use crate::support::tools::postgres_program;
+use crate::support::*;
+
+#[test]
+fn a_target_without_room_is_refused_before_anything_is_touched() -> Result<()> {
+    requires!(Postgres, LoopDevice);
+    let world = World::new(4)?;
+    world.backup()?;
+    let disk = SmallFileSystem::mount(&world.scratch, "disk", "ext4", 64)?;
+    let target = disk.path().join("restored");
+    let refused = world.restore_to(&target, &["--no-start", "--source", "blocks"])?.expect_code(3)?;
+    let refused = refused.expect_stderr(&["error: ", "hint: ", "free"])?;
+    ensure!(tree(disk.path())?.is_empty(), "something was made\n{refused}");
+    Ok(())
+}
+
+#[test]
+fn a_disk_that_fills_during_the_copy_stops_it_and_a_retry_goes_on() -> Result<()> {
+    requires!(Postgres, Fuse, LoopDevice);
+    let world = World::new(8)?;
+    world.backup()?;
+    world.cluster.stop("fast")?;
+    let mut filled = 0;
+    // The moment is the kernel's choice: several are tried, and at least one must have stopped the copy.
+    for (round, milliseconds) in [0, 5, 20, 60].into_iter().enumerate() {
+        let disk = SmallFileSystem::mount(&world.scratch, &format!("disk-{round}"), "ext4", 500)?;
+        let target = disk.path().join("restored");
+        let to = target.display().to_string();
+        let arguments = world.repository.arguments(&["restore"], &["--to", &to, "--no-start"]);
+        let running = world.pghydrant.start(arguments)?;
+        // Preflight has seen the room by the time the target appears; then it goes.
+        wait_until("the target", Duration::from_secs(30), || Ok(target.exists()))?;
+        std::thread::sleep(Duration::from_millis(milliseconds));
+        let ballast = disk.path().join("ballast");
+        let eat = Run::new("sh").args(["-c", "cat /dev/zero >\"$0\" 2>/dev/null || true"]).arg(&ballast).succeed();
+        let finished = running.wait()?;
+        eat?;
+        ensure!(!finished.stderr.contains("panicked"), "a panic\n{finished}");
+        if finished.code != Some(0) {
+            filled += 1;
+            ensure!(matches!(finished.code, Some(1 | 6)), "{finished}");
+            let finished = finished.expect_stderr(&["error: ", "no space left on device"])?;
+            ensure!(finished.stderr.matches("error: ").count() == 1, "one failure, one line\n{finished}");
+            ensure!(!target.join("global/pg_control").exists(), "what is left could be started\n{finished}");
+            fs::remove_file(&ballast)?;
+            let sessions = world.pghydrant.succeed(["sessions", "--json"])?.json_lines()?;
+            let ids: Vec<_> = sessions.iter().flat_map(|object| find_all(object, "session")).collect();
+            let [id] = ids[..] else { bail!("{ids:?}\n{finished}") };
+            world.pghydrant.run(["retry", id.as_str().unwrap_or_default()])?.expect_code(0)?;
+        }
+        Run::new(postgres_program("pg_verifybackup")?).user(OsUser::server()).arg(&target).succeed()?;
+        drop(disk);
+        fs::remove_file(world.scratch.join(&format!("disk-{round}.image")))?;
+    }
+    ensure!(filled > 0, "no moment stopped a copy");
+    Ok(())
+}
