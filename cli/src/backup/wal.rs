@@ -1,0 +1,211 @@
+//! How the WAL that a backup needs comes into the repository with it.
+//!
+//! Whether the server archives to *this* repository is not read out of `archive_command`, which may be a script; it is
+//! seen. A temporary replication slot holds the WAL from before the backup's start. The start makes the server switch to a
+//! new segment; if the segment that was current before then appears in our archive, archiving works and comes here: the
+//! slot is dropped, so that a long backup does not fill the server's disk, and at the end the archive is waited for. If it
+//! never appears, the slot stays, and the segments are read from `pg_wal` at the end. Either way they are all in the
+//! archive before the backup is committed.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use engine::format::backup::WalRange;
+use engine::progress::Progress as _;
+use engine::units::{Lsn, Timeline};
+use engine::wal::WalArchive;
+use engine::wal::name::{SegmentName, WalFile};
+
+use crate::exit::{Exit, Failure};
+use crate::output::Output;
+use crate::postgres::client::{Client, value};
+
+/// Between two looks for the segment that proves the archive.
+const EVIDENCE_POLL: Duration = Duration::from_secs(5);
+/// Between two looks for the last segments.
+const ARRIVAL_POLL: Duration = Duration::from_millis(200);
+/// How long the archive may bring nothing new before the rest is read from the server.
+const ARRIVAL_PATIENCE: Duration = Duration::from_secs(60);
+/// The archiver tries three times in a row, a second apart, and then rests for a minute: so many failures are enough.
+const FAILURES_ENOUGH: i64 = 3;
+
+/// Where the WAL came from, for the report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Origin {
+    /// The server archives to this repository.
+    Archive,
+    /// It was read from the server's `pg_wal`, all or in part.
+    Server,
+}
+
+/// Keeps the WAL of a backup from being lost.
+pub(super) struct WalSupply<'a> {
+    client: &'a Client,
+    archive: WalArchive,
+    data: &'a Path,
+    segment_bytes: u64,
+    slot: Option<String>,
+    /// Current before the backup began: in our archive, it proves that the server archives here.
+    evidence: Option<SegmentName>,
+    proven: bool,
+    looked: Instant,
+}
+
+impl<'a> WalSupply<'a> {
+    /// Begins to hold the WAL. To be called before the backup is started.
+    pub(super) fn hold(
+        client: &'a Client,
+        archive: WalArchive,
+        data: &'a Path,
+        segment_bytes: u64,
+        output: &Output,
+    ) -> Result<Self> {
+        let archiving = client.one::<String>("SELECT current_setting('archive_mode')", &[])? != "off";
+        let name = format!("pghydrant_{}", std::process::id());
+        let slot = match client.query("SELECT pg_create_physical_replication_slot($1, true, true)", &[&name]) {
+            Ok(_) => Some(name),
+            Err(error) if archiving => {
+                output.warning(&format!("no replication slot holds the WAL, so the archive must bring it: {error:#}"));
+                None
+            }
+            Err(error) => {
+                let message = format!("archiving is off, and no replication slot can hold the WAL: {error:#}");
+                return Err(Failure::new(Exit::Refused, message)
+                    .hint("turn archiving on, or raise max_replication_slots and connect as a superuser or with REPLICATION")
+                    .into());
+            }
+        };
+        let mut supply =
+            Self { client, archive, data, segment_bytes, slot, evidence: None, proven: false, looked: Instant::now() };
+        if archiving {
+            let current = supply.current_segment()?;
+            supply.evidence = Some(current).filter(|_| !supply.is_archived(current).unwrap_or(true));
+        }
+        Ok(supply)
+    }
+
+    /// To be called often while the backup runs: lets the server have its WAL back once the archive is proven.
+    pub(super) fn watch(&mut self) -> Result<()> {
+        if !self.proven && self.looked.elapsed() >= EVIDENCE_POLL {
+            self.looked = Instant::now();
+            self.look_for_evidence()?;
+        }
+        Ok(())
+    }
+
+    fn look_for_evidence(&mut self) -> Result<()> {
+        let Some(evidence) = self.evidence else { return Ok(()) };
+        if !self.is_archived(evidence)? {
+            return Ok(());
+        }
+        self.proven = true;
+        if let Some(slot) = self.slot.take() {
+            self.client.query("SELECT pg_drop_replication_slot($1)", &[&slot])?;
+        }
+        Ok(())
+    }
+
+    /// Brings every segment of `range` into the archive, and the history of its timeline.
+    pub(super) fn bring(&mut self, range: &WalRange, output: &Output) -> Result<Origin> {
+        self.look_for_evidence()?;
+        let mut missing = self.needed(range);
+        let phase = output.phase("WAL", missing.len() as u64 * self.segment_bytes);
+        let mut origin = Origin::Archive;
+        let failed_before = self.archiver_failures()?;
+        let mut last_arrival = Instant::now();
+        while !missing.is_empty() {
+            if phase.cancelled() {
+                return Err(engine::Error::Cancelled.into());
+            }
+            let before = missing.len();
+            let mut left = Vec::new();
+            for segment in missing {
+                if !self.is_archived(segment)? {
+                    left.push(segment);
+                }
+            }
+            missing = left;
+            if missing.len() < before {
+                last_arrival = Instant::now();
+                phase.advance((before - missing.len()) as u64 * self.segment_bytes);
+            }
+            let given_up = last_arrival.elapsed() >= ARRIVAL_PATIENCE
+                || self.archiver_failures()?.saturating_sub(failed_before) >= FAILURES_ENOUGH;
+            if !self.proven || given_up {
+                if self.proven && !missing.is_empty() {
+                    output.warning(
+                        "the archive does not bring the last WAL of the backup: it is read from the server instead",
+                    );
+                }
+                for segment in missing.drain(..) {
+                    self.push(&segment.file_name(self.segment_bytes))?;
+                    phase.advance(self.segment_bytes);
+                    origin = Origin::Server;
+                }
+            } else if !missing.is_empty() {
+                std::thread::sleep(ARRIVAL_POLL);
+            }
+        }
+        drop(phase);
+        self.bring_history(range.timeline, output)?;
+        Ok(origin)
+    }
+
+    /// The history of the backup's timeline: without it no recovery finds the way from one timeline to the next.
+    fn bring_history(&self, timeline: Timeline, output: &Output) -> Result<()> {
+        let name = WalFile::History(timeline).file_name(self.segment_bytes);
+        if timeline.0 <= 1 || self.archive.contains(&name)? {
+            return Ok(());
+        }
+        if self.data.join("pg_wal").join(&name).exists() {
+            return self.push(&name);
+        }
+        output.warning(&format!(
+            "{name} is neither in the archive nor in pg_wal: recovery cannot come from an older timeline"
+        ));
+        Ok(())
+    }
+
+    fn needed(&self, range: &WalRange) -> Vec<SegmentName> {
+        let first = SegmentName::holding(range.timeline, range.start, self.segment_bytes);
+        let last = SegmentName::ending_at(range.timeline, range.stop, self.segment_bytes);
+        std::iter::successors(Some(first), |segment| Some(segment.next()))
+            .take_while(|segment| *segment <= last)
+            .collect()
+    }
+
+    fn push(&self, name: &str) -> Result<()> {
+        let path = self.data.join("pg_wal").join(name);
+        if !path.exists() {
+            return Err(Failure::new(
+                Exit::Failed,
+                format!("{} is gone, and the archive does not have it", path.display()),
+            )
+            .hint("raise wal_keep_size or max_slot_wal_keep_size, or archive to this repository, and back up again")
+            .into());
+        }
+        self.archive.push(&path).with_context(|| format!("cannot bring {name} into the archive"))?;
+        Ok(())
+    }
+
+    fn is_archived(&self, segment: SegmentName) -> Result<bool> {
+        Ok(self.archive.contains(&segment.file_name(self.segment_bytes))?)
+    }
+
+    fn current_segment(&self) -> Result<SegmentName> {
+        let sql = "SELECT lsn::text, pg_walfile_name(lsn) FROM pg_current_wal_insert_lsn() AS lsn";
+        let row = self.client.row(sql, &[])?;
+        let (lsn, name): (String, String) = (value(&row, 0)?, value(&row, 1)?);
+        let lsn: Lsn = lsn.parse().map_err(anyhow::Error::msg)?;
+        let timeline = WalFile::parse(&name, self.segment_bytes)
+            .with_context(|| format!("pg_walfile_name() is \"{name}\""))?
+            .timeline();
+        Ok(SegmentName::holding(timeline, lsn, self.segment_bytes))
+    }
+
+    fn archiver_failures(&self) -> Result<i64> {
+        self.client.one("SELECT failed_count FROM pg_stat_archiver", &[])
+    }
+}
