@@ -116,7 +116,7 @@ fn an_archive_that_cannot_be_read_is_a_fault_for_an_ordinary_user() -> Result<()
     let (world, segments) = archived()?;
     let unreadable = |path: &Path| -> Result<()> {
         let before = fs::metadata(path)?.permissions();
-        fs::set_permissions(path, fs::Permissions::from_mode(0))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o000))?;
         let beyond = fetch(&world, "0000000100000000000000FF");
         let known = fetch(&world, &segments[0]);
         fs::set_permissions(path, before)?;

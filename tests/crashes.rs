@@ -17,7 +17,9 @@ struct Random(u64);
 
 impl Random {
     fn new() -> Self {
-        let now = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(1, |time| time.as_nanos() as u64);
+        let now = || {
+            SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(1, |time| u64::from(time.subsec_nanos()))
+        };
         let seed = std::env::var("PGHYDRANT_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(now);
         eprintln!("PGHYDRANT_SEED={seed}");
         Self(seed)
@@ -33,7 +35,7 @@ impl Random {
     }
 
     fn up_to(&mut self, limit: Duration) -> Duration {
-        Duration::from_micros(self.next() % (limit.as_micros().max(1) as u64))
+        limit.mul_f64(f64::from(u32::try_from(self.next() >> 32).unwrap_or(0)) / f64::from(u32::MAX))
     }
 }
 
@@ -138,7 +140,7 @@ fn restores_killed_at_random_moments_end_with_the_right_rows_and_the_right_confi
                 again.expect_code(0).with_context(|| what.clone())?;
             }
             [id] => {
-                drop(world.pghydrant.run(["retry", id])?.expect_code(0).with_context(|| format!("{what}\n{killed}"))?)
+                world.pghydrant.run(["retry", id])?.expect_code(0).with_context(|| format!("{what}\n{killed}"))?;
             }
             several => bail!("{what}: {several:?} are open"),
         }
