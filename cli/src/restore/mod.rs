@@ -18,3 +18,6 @@ pub(crate) struct Arguments {
 pub(crate) fn run(_arguments: &Arguments, _context: &Context) -> anyhow::Result<Exit> {
     anyhow::bail!("not built yet")
 }
+mod conf;
+mod moment;
+mod target;
