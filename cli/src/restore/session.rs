@@ -1,0 +1,320 @@
+//! The journal of a restore: what was planned, how far it is, and how it ended.
+//!
+//! A journal is one JSON file in the state directory, replaced atomically and durably *before* each step that it
+//! announces, so after a crash it names the step that may be half done, never one too early. Every step can be done
+//! again; what must not be done twice is guarded by [`Phase`]: from [`Phase::Recovering`] on a postmaster may have
+//! run in the directory, and no block and no `pg_control` is written there again.
+//!
+//! Two locks keep two processes apart. `<id>.lock` beside the journal is held by whoever drives the session; the
+//! kernel lets go of it when that process dies. `pghydrant.session/session.json` in the data directory says whose the
+//! directory is, to restores that know another state directory as well.
+
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use engine::io::durable;
+use engine::units::SessionId;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::configure::Originals;
+use super::plan::Plan;
+use crate::exit::{Exit, Failure};
+
+/// How far a restore is: the step that has begun, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Phase {
+    /// Directories, files and blocks are being written.
+    Copying,
+    /// Every block is there; the configuration is being written.
+    Configuring,
+    /// `pg_control` is being put in place.
+    Publishing,
+    /// The server has been started: the copy is closed for good.
+    Recovering,
+    /// The server waits at its target, running or stopped, for `promote`.
+    AtTarget,
+    /// Recovery has ended; the configuration is being reverted.
+    Reverting,
+    /// Nothing is left to do.
+    Finished,
+}
+
+impl Phase {
+    /// For people.
+    pub(crate) const fn text(self) -> &'static str {
+        match self {
+            Self::Copying => "copying",
+            Self::Configuring => "writing the configuration",
+            Self::Publishing => "making the copy startable",
+            Self::Recovering => "recovering",
+            Self::AtTarget => "at its target",
+            Self::Reverting => "reverting the configuration",
+            Self::Finished => "finished",
+        }
+    }
+}
+
+/// Why a session stopped before its end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Broken {
+    pub(crate) at: Timestamp,
+    pub(crate) message: String,
+    pub(crate) exit: u8,
+}
+
+/// One step that was done, for the report.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct StepDone {
+    pub(crate) step: String,
+    pub(crate) seconds: f64,
+    pub(crate) detail: String,
+}
+
+/// The journal's content. Fields are only ever added.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Journal {
+    pub(crate) id: SessionId,
+    pub(crate) version: String,
+    pub(crate) created_at: Timestamp,
+    pub(crate) updated_at: Timestamp,
+    pub(crate) phase: Phase,
+    pub(crate) plan: Plan,
+    /// The configuration as the backup has it, once it has been edited.
+    pub(crate) originals: Option<Originals>,
+    /// Where the session's mount is, while it should be there.
+    pub(crate) mount: Option<PathBuf>,
+    pub(crate) broken: Option<Broken>,
+    pub(crate) steps: Vec<StepDone>,
+    /// How many times the session was driven.
+    pub(crate) attempts: u32,
+}
+
+/// A session that this process drives.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) journal: Journal,
+    store: Store,
+    /// Held while the session is driven; the kernel lets go of it with the process.
+    _lock: File,
+}
+
+impl Session {
+    /// The next step begins: it is in the journal before anything of it is done.
+    pub(crate) fn enter(&mut self, phase: Phase) -> anyhow::Result<()> {
+        debug_assert!(phase >= self.journal.phase, "a session never goes back");
+        self.journal.phase = phase;
+        self.save()
+    }
+
+    /// Writes the journal.
+    pub(crate) fn save(&mut self) -> anyhow::Result<()> {
+        self.journal.updated_at = Timestamp::now();
+        self.store.write(&self.journal)
+    }
+
+    /// Notes why it stopped. Whatever goes wrong with that must not hide the reason itself.
+    pub(crate) fn note_failure(&mut self, error: &anyhow::Error) {
+        let exit = Failure::exit_of(error) as u8;
+        self.journal.broken = Some(Broken { at: Timestamp::now(), message: format!("{error:#}"), exit });
+        if let Err(second) = self.save() {
+            tracing::warn!("the journal of session {} does not say why it stopped: {second:#}", self.journal.id);
+        }
+    }
+
+    /// A step of the report.
+    pub(crate) fn note_step(&mut self, step: &str, seconds: f64, detail: impl Into<String>) {
+        self.journal.steps.push(StepDone { step: step.to_owned(), seconds, detail: detail.into() });
+    }
+
+    /// Removes the journal: nothing is left to tell.
+    pub(crate) fn forget(self) -> anyhow::Result<()> {
+        self.store.remove(&self.journal.id)
+    }
+}
+
+/// `<state>/sessions`.
+#[derive(Clone, Debug)]
+pub(crate) struct Store {
+    directory: PathBuf,
+}
+
+/// What a data directory that belongs to a session says of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Claim {
+    pub(crate) session: SessionId,
+    pub(crate) journal: PathBuf,
+}
+
+impl Claim {
+    /// Reads `session.json` of a session's directory; nothing where there is none.
+    pub(crate) fn read(session_directory: &Path) -> anyhow::Result<Option<Self>> {
+        read_json(&session_directory.join(CLAIM))
+    }
+
+    /// Writes it. The directory itself was made by us alone, so nobody else can hold it.
+    pub(crate) fn write(&self, session_directory: &Path) -> anyhow::Result<()> {
+        let bytes = serde_json::to_vec_pretty(self)?;
+        Ok(durable::write_atomically(&session_directory.join(CLAIM), &bytes, 0o600)?)
+    }
+}
+
+/// Says whose a data directory is.
+const CLAIM: &str = "session.json";
+/// How many journals of finished restores are kept.
+const FINISHED_KEPT: usize = 50;
+
+impl Store {
+    /// The sessions of a state directory, which need not exist yet.
+    pub(crate) fn of(state_directory: &Path) -> Self {
+        Self { directory: state_directory.join("sessions") }
+    }
+
+    /// The journal's path.
+    pub(crate) fn journal_path(&self, id: &SessionId) -> PathBuf {
+        self.directory.join(format!("{id}.json"))
+    }
+
+    /// Begins a session: the journal is on disk when this returns.
+    pub(crate) fn begin(&self, plan: Plan) -> anyhow::Result<Session> {
+        let mut builder = std::fs::DirBuilder::new();
+        builder.recursive(true).mode(0o700);
+        builder.create(&self.directory).map_err(|cause| engine::Error::io("create", &self.directory, cause))?;
+        let now = Timestamp::now();
+        let id = self.free_id(now)?;
+        let lock = self.lock(&id)?;
+        let journal = Journal {
+            id,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            created_at: now,
+            updated_at: now,
+            phase: Phase::Copying,
+            plan,
+            originals: None,
+            mount: None,
+            broken: None,
+            steps: Vec::new(),
+            attempts: 1,
+        };
+        self.write(&journal)?;
+        self.sweep();
+        Ok(Session { journal, store: self.clone(), _lock: lock })
+    }
+
+    /// Takes a session up again: refused while another process drives it.
+    pub(crate) fn open(&self, id: &SessionId) -> anyhow::Result<Session> {
+        self.read(id)?;
+        let lock = self.lock(id)?;
+        // Again under the lock: the process that held it may have gone on.
+        let journal = self.read(id)?;
+        Ok(Session { journal, store: self.clone(), _lock: lock })
+    }
+
+    /// One journal.
+    pub(crate) fn read(&self, id: &SessionId) -> anyhow::Result<Journal> {
+        let known = read_json(&self.journal_path(id))?;
+        known.ok_or_else(|| {
+            let message = format!("there is no session {id} in {}", self.directory.display());
+            Failure::new(Exit::Usage, message).hint("`pghydrant sessions` lists them; --state DIR looks elsewhere").into()
+        })
+    }
+
+    /// Every journal, the oldest first, with the process that drives it; a journal that cannot be read is an error of
+    /// its own in the list.
+    pub(crate) fn list(&self) -> anyhow::Result<Vec<anyhow::Result<(Journal, Option<u32>)>>> {
+        let entries = match std::fs::read_dir(&self.directory) {
+            Ok(entries) => entries,
+            Err(cause) if cause.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(cause) => return Err(engine::Error::io("list", &self.directory, cause).into()),
+        };
+        let mut ids: Vec<SessionId> = entries
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.strip_suffix(".json")?.parse().ok())
+            .collect();
+        ids.sort();
+        Ok(ids.iter().map(|id| Ok((self.read(id)?, self.driver(id)))).collect())
+    }
+
+    /// The process that drives a session now.
+    pub(crate) fn driver(&self, id: &SessionId) -> Option<u32> {
+        let path = self.lock_path(id);
+        let file = File::open(&path).ok()?;
+        match file.try_lock_shared() {
+            Ok(()) => None,
+            Err(_) => Some(std::fs::read_to_string(&path).ok()?.trim().parse().unwrap_or(0)),
+        }
+    }
+
+    fn lock_path(&self, id: &SessionId) -> PathBuf {
+        self.directory.join(format!("{id}.lock"))
+    }
+
+    fn lock(&self, id: &SessionId) -> anyhow::Result<File> {
+        let path = self.lock_path(id);
+        let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let mut file = opened.map_err(|cause| engine::Error::io("open", &path, cause))?;
+        if file.try_lock().is_err() {
+            let holder = self.driver(id).map(|pid| format!(" by process {pid}")).unwrap_or_default();
+            return Err(Failure::new(Exit::Failed, format!("session {id} is being driven{holder}"))
+                .hint("wait for it, or end that process first")
+                .into());
+        }
+        let written = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
+        written.map_err(|cause| engine::Error::io("write", &path, cause))?;
+        Ok(file)
+    }
+
+    fn write(&self, journal: &Journal) -> anyhow::Result<()> {
+        let bytes = serde_json::to_vec_pretty(journal)?;
+        Ok(durable::write_atomically(&self.journal_path(&journal.id), &bytes, 0o600)?)
+    }
+
+    fn remove(&self, id: &SessionId) -> anyhow::Result<()> {
+        durable::remove_durably(&self.journal_path(id))?;
+        Ok(durable::remove_durably(&self.lock_path(id))?)
+    }
+
+    /// `20261122T081500Z`, with a number behind it where that second has one already.
+    fn free_id(&self, now: Timestamp) -> anyhow::Result<SessionId> {
+        let second = now.strftime("%Y%m%dT%H%M%SZ").to_string();
+        for number in 1..1000 {
+            let text = if number == 1 { second.clone() } else { format!("{second}-{number}") };
+            let id = SessionId::try_from(text).map_err(anyhow::Error::msg)?;
+            let path = self.lock_path(&id);
+            match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
+                Ok(_) => return Ok(id),
+                Err(cause) if cause.kind() == ErrorKind::AlreadyExists => {}
+                Err(cause) => return Err(engine::Error::io("create", &path, cause).into()),
+            }
+        }
+        anyhow::bail!("no name is free for a session in {}", self.directory.display())
+    }
+
+    /// Forgets the oldest finished sessions.
+    fn sweep(&self) {
+        let Ok(all) = self.list() else { return };
+        let finished: Vec<SessionId> = all
+            .into_iter()
+            .filter_map(|entry| entry.ok().filter(|(journal, driver)| journal.phase == Phase::Finished && driver.is_none()))
+            .map(|(journal, _)| journal.id)
+            .collect();
+        for id in finished.iter().rev().skip(FINISHED_KEPT) {
+            if let Err(error) = self.remove(id) {
+                tracing::warn!("cannot forget session {id}: {error:#}");
+            }
+        }
+    }
+}
+
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> anyhow::Result<Option<T>> {
+    match std::fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .map(Some)
+            .with_context(|| format!("{} is not a session's", path.display())),
+        Err(cause) if cause.kind() == ErrorKind::NotFound => Ok(None),
+        Err(cause) => Err(engine::Error::io("read", path, cause).into()),
+    }
+}
