@@ -1,0 +1,414 @@
+//! The configuration of a restored instance, in three states.
+//!
+//! | | `postgresql.conf` | `postgresql.auto.conf` |
+//! |---|---|---|
+//! | while it recovers | a block at its end: target, `restore_command`, private socket, own `pg_hba.conf` | what would overrule the block is silenced |
+//! | afterwards | byte for byte the backup's, and a block with what the user chose to keep | the backup's |
+//! | not adopted | the same | a block that keeps the copy away from the original's archive and replication |
+//!
+//! The settings of the recovery stand in the file, not on the server's command line, so that they survive a reload, a
+//! crash and a reboot: until the server has left recovery, whoever starts it recovers to the target that was asked
+//! for. Then the file is reverted and the server started once more, since neither the socket nor the `pg_hba.conf` of
+//! a running server can be changed; that start also proves that the instance runs with the configuration that it will
+//! have from then on.
+//!
+//! The isolation of a copy stands in `postgresql.auto.conf`: it must win over every file, it leaves `postgresql.conf`
+//! alone, and `ALTER SYSTEM RESET` lifts it, setting by setting.
+//!
+//! Whether a setting would lead the copy into directories of the original is asked of PostgreSQL itself
+//! (`postgres -C`), which knows about included files, defaults and quoting.
+
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use engine::format::backup::BackupInfo;
+use engine::units::SessionId;
+use serde::{Deserialize, Serialize};
+
+use super::conf::{self, Setting};
+use super::files;
+use super::plan::Plan;
+use crate::postgres::binaries::Binaries;
+use crate::postgres::owner::Owner;
+
+/// What the files were before they were edited.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Originals {
+    /// BLAKE3 of `postgresql.conf`; none if the backup has none, because the original's lies elsewhere.
+    pub(crate) conf: Option<String>,
+    /// BLAKE3 of `postgresql.auto.conf`.
+    pub(crate) auto: Option<String>,
+    /// The settings that keep the copy out of the original's directories, and the port; they stay.
+    pub(crate) kept: Vec<(String, String)>,
+}
+
+/// What reverting came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Reverted {
+    /// Names of the settings that stay in `postgresql.conf`.
+    pub(crate) kept: Vec<String>,
+    /// Files that somebody changed meanwhile: reverted, with the change in them.
+    pub(crate) changed_meanwhile: Vec<&'static str>,
+}
+
+const CONF: &str = "postgresql.conf";
+const AUTO: &str = "postgresql.auto.conf";
+/// Says to PostgreSQL that it recovers from an archive; PostgreSQL removes it at the end of recovery.
+const SIGNAL: &str = "recovery.signal";
+
+/// What a copy must not do beside its original.
+const ISOLATION: [(&str, &str); 3] =
+    [("archive_mode", "off"), ("max_logical_replication_workers", "0"), ("synchronous_standby_names", "")];
+
+/// A socket's path, with `/.s.PGSQL.65535` behind the directory, must fit `sockaddr_un`.
+const SOCKET_DIRECTORY_BYTES_MAX: usize = 107 - "/.s.PGSQL.65535".len();
+
+/// The configuration of one restore.
+#[derive(Debug)]
+pub(crate) struct Configuration<'a> {
+    plan: &'a Plan,
+    id: &'a SessionId,
+    backup: &'a BackupInfo,
+    /// The command that PostgreSQL fetches WAL with.
+    restore_command: String,
+}
+
+impl<'a> Configuration<'a> {
+    /// The configuration of session `id`; `program` is our own binary, as the owner can run it.
+    pub(crate) fn new(plan: &'a Plan, id: &'a SessionId, backup: &'a BackupInfo, program: &Path) -> Self {
+        Self { plan, id, backup, restore_command: restore_command(program, plan) }
+    }
+
+    /// Edits the files for the recovery and puts `recovery.signal` in place. Can be done again after a crash anywhere
+    /// in it.
+    pub(crate) fn begin(&self, binaries: &Binaries, owner: &Owner) -> anyhow::Result<Originals> {
+        self.undo()?;
+        let data = self.plan.data();
+        let had_conf = files::read(&data.join(CONF))?;
+        if had_conf.is_none() {
+            self.write_missing_files()?;
+        }
+        let original_conf = files::read(&data.join(CONF))?.unwrap_or_default();
+        let original_auto = files::read(&data.join(AUTO))?;
+        let kept = self.kept(binaries, owner)?;
+        let session = self.plan.session_directory();
+        files::write(&session.join("postgresql.conf.original"), &original_conf, 0o600, &self.plan.owner)?;
+        if let Some(auto) = &original_auto {
+            files::write(&session.join("postgresql.auto.conf.original"), auto, 0o600, &self.plan.owner)?;
+        }
+        let originals = Originals {
+            conf: had_conf.map(|bytes| hash(&bytes)),
+            auto: original_auto.as_deref().map(hash),
+            kept: kept.into_iter().map(|setting| (setting.name, setting.value)).collect(),
+        };
+        self.make_socket_directory()?;
+        files::write(&session.join(HBA), PRIVATE_HBA.as_bytes(), 0o600, &self.plan.owner)?;
+        files::write(&session.join(IDENT), b"", 0o600, &self.plan.owner)?;
+
+        let recovery = self.recovery_settings()?;
+        let names: Vec<&str> = recovery.iter().map(|setting| setting.name.as_str()).collect();
+        // auto.conf first: a block that is overruled would be worse than none.
+        let auto = conf::silenced(&original_auto.clone().unwrap_or_default(), &self.stamp(), &names);
+        let auto = self.isolated(&auto);
+        if original_auto.is_some() || !auto.is_empty() {
+            self.write(AUTO, &auto)?;
+        }
+        let why = "Only until the server has left recovery; `pghydrant restore` takes it out again.\n\
+                   Until then a start of this server recovers to this target.";
+        self.write(CONF, &conf::with_block(&original_conf, &self.stamp(), why, &recovery))?;
+        self.write(SIGNAL, b"")?;
+        Ok(originals)
+    }
+
+    /// Changes the settings of a recovery that is on its way, such as the action of a server that is shut down.
+    pub(crate) fn rewrite(&self) -> anyhow::Result<()> {
+        let conf = files::read(&self.plan.data().join(CONF))?.unwrap_or_default();
+        let why = "Only until the server has left recovery; `pghydrant restore` takes it out again.";
+        self.write(CONF, &conf::with_block(&conf, &self.stamp(), why, &self.recovery_settings()?))
+    }
+
+    /// Takes the recovery's settings out, and leaves what stays. Can be done again.
+    pub(crate) fn revert(&self, originals: &Originals) -> anyhow::Result<Reverted> {
+        let mut changed_meanwhile = Vec::new();
+        let mut original = |name: &'static str, wanted: &Option<String>| -> anyhow::Result<Option<Vec<u8>>> {
+            let text = self.original(name)?;
+            if wanted.as_ref().is_some_and(|wanted| *wanted != hash(text.as_deref().unwrap_or_default())) {
+                changed_meanwhile.push(name);
+            }
+            Ok(text)
+        };
+        let (conf, auto) = (original(CONF, &originals.conf)?, original(AUTO, &originals.auto)?);
+        let kept: Vec<Setting> = originals.kept.iter().map(|(name, value)| Setting::new(name, value)).collect();
+        let names: Vec<&str> = kept.iter().map(|setting| setting.name.as_str()).collect();
+        // Each file in one write: a crash in between leaves the one or the other, and both keep the copy isolated.
+        let left = self.isolated(&conf::silenced(auto.as_deref().unwrap_or_default(), &self.kept_stamp(), &names));
+        if auto.is_some() || !left.is_empty() {
+            self.write(AUTO, &left)?;
+        }
+        let conf = conf.unwrap_or_default();
+        let why = "Chosen for this copy, and what keeps it out of the original's directories.";
+        let conf = if kept.is_empty() { conf } else { conf::with_block(&conf, &self.kept_stamp(), why, &kept) };
+        self.write(CONF, &conf)?;
+        Ok(Reverted { kept: kept.into_iter().map(|setting| setting.name).collect(), changed_meanwhile })
+    }
+
+    /// Everything for a first start that somebody else makes: `postgresql.conf` stays the backup's.
+    pub(crate) fn leave_for_first_start(&self) -> anyhow::Result<()> {
+        self.undo()?;
+        let data = self.plan.data();
+        if files::read(&data.join(CONF))?.is_none() {
+            self.write_missing_files()?;
+        }
+        let auto = files::read(&data.join(AUTO))?.unwrap_or_default();
+        let mut settings = self.plan.target.settings();
+        settings.push(Setting::new("restore_command", self.restore_command.clone()));
+        settings.extend(dangerous_commands());
+        settings.extend(self.plan.port.map(|port| Setting::new("port", port.to_string())));
+        let names: Vec<&str> = settings.iter().map(|setting| setting.name.as_str()).collect();
+        let auto = self.isolated(&conf::silenced(&auto, &self.stamp(), &names));
+        let why = "For the first start. Without recovery.signal, which PostgreSQL removes, they say nothing.";
+        self.write(AUTO, &conf::with_block(&auto, &self.stamp(), why, &settings))?;
+        self.write(SIGNAL, b"")
+    }
+
+    /// Where the socket is while the server recovers.
+    pub(crate) fn socket_directory(&self) -> PathBuf {
+        let directory = self.plan.session_directory();
+        if directory.as_os_str().len() <= SOCKET_DIRECTORY_BYTES_MAX {
+            return directory;
+        }
+        // Too long for a socket's path. The name alone does not keep others out: `begin` makes it ours alone.
+        PathBuf::from(format!("/tmp/.pghydrant-{}-{}", self.plan.owner.uid, self.id))
+    }
+
+    /// The port while the server recovers: only a part of the socket's name.
+    pub(crate) fn recovery_port(&self) -> u16 {
+        self.plan.port.unwrap_or(DEFAULT_PORT)
+    }
+
+    fn stamp(&self) -> String {
+        format!("restore {}", self.id)
+    }
+
+    fn kept_stamp(&self) -> String {
+        format!("kept by restore {}", self.id)
+    }
+
+    fn isolation_stamp(&self) -> String {
+        format!("isolated copy, restore {}", self.id)
+    }
+
+    /// A file as the backup has it, with what others may have added since.
+    fn original(&self, name: &str) -> anyhow::Result<Option<Vec<u8>>> {
+        let Some(mut text) = files::read(&self.plan.data().join(name))? else { return Ok(None) };
+        for stamp in [self.stamp(), self.kept_stamp(), self.isolation_stamp()] {
+            text = conf::restored(&conf::without_block(&text, &stamp), &stamp);
+        }
+        Ok(Some(text))
+    }
+
+    /// Puts both files back, before PostgreSQL can start here.
+    fn undo(&self) -> anyhow::Result<()> {
+        for name in [CONF, AUTO] {
+            if let Some(original) = self.original(name)? {
+                self.write(name, &original)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The socket's directory, where the session's own would give too long a path.
+    fn make_socket_directory(&self) -> anyhow::Result<()> {
+        let directory = self.socket_directory();
+        if directory == self.plan.session_directory() || files::make_directory(&directory, &self.plan.owner)? {
+            return Ok(());
+        }
+        let metadata = std::fs::symlink_metadata(&directory);
+        let metadata = metadata.map_err(|cause| engine::Error::io("stat", &directory, cause))?;
+        let ours = metadata.is_dir() && metadata.uid() == self.plan.owner.uid && metadata.mode() & 0o077 == 0;
+        anyhow::ensure!(ours, "{} is in the way: not a private directory of {}", directory.display(), self.plan.owner.name);
+        Ok(())
+    }
+
+    /// Takes away what lies outside the data directory.
+    pub(crate) fn remove_socket_directory(&self) -> anyhow::Result<()> {
+        let directory = self.socket_directory();
+        if directory == self.plan.session_directory() { Ok(()) } else { files::remove(&directory) }
+    }
+
+    fn isolated(&self, auto: &[u8]) -> Vec<u8> {
+        if self.plan.adopt {
+            return auto.to_vec();
+        }
+        let settings = ISOLATION.map(|(name, value)| Setting::new(name, value));
+        let why = "An isolated copy: it must not write into the original's archive, drain its replication slots or wait\n\
+                   for its standbys. ALTER SYSTEM RESET lifts each; so does restoring with --adopt.";
+        conf::with_block(auto, &self.isolation_stamp(), why, &settings)
+    }
+
+    fn recovery_settings(&self) -> anyhow::Result<Vec<Setting>> {
+        let session = self.plan.session_directory();
+        let path = |path: PathBuf| path.to_str().map(str::to_owned).context("a path is not UTF-8");
+        let mut settings = vec![
+            Setting::new("data_directory", path(self.plan.data().to_owned())?),
+            Setting::new("hba_file", path(session.join(HBA))?),
+            Setting::new("ident_file", path(session.join(IDENT))?),
+            Setting::new("external_pid_file", ""),
+            Setting::new("unix_socket_directories", path(self.socket_directory())?),
+            Setting::new("unix_socket_permissions", "0700"),
+            Setting::new("unix_socket_group", ""),
+            Setting::new("listen_addresses", ""),
+            Setting::new("port", self.recovery_port().to_string()),
+            Setting::new("ssl", "off"),
+            // All words of the server in one file that is watched, in one language.
+            Setting::new("logging_collector", "off"),
+            Setting::new("log_destination", "stderr"),
+            Setting::new("log_min_messages", "warning"),
+            Setting::new("log_line_prefix", "%m [%p] "),
+            Setting::new("lc_messages", "C"),
+            Setting::new("hot_standby", "on"),
+            Setting::new("restore_command", self.restore_command.clone()),
+        ];
+        settings.extend(dangerous_commands());
+        if self.backup.server.version_num < 160_000 {
+            settings.push(Setting::new("promote_trigger_file", ""));
+        }
+        settings.extend(self.plan.target.settings());
+        Ok(settings)
+    }
+
+    /// What would lead the copy into the original's directories, made explicit; and the port.
+    fn kept(&self, binaries: &Binaries, owner: &Owner) -> anyhow::Result<Vec<Setting>> {
+        let data = self.plan.data();
+        let effective = |name: &str| effective(binaries, owner, data, name);
+        let mut kept = Vec::new();
+        let data_text = data.to_str().context("the data directory's path is not UTF-8")?;
+        if Path::new(&effective("data_directory")?) != data {
+            kept.push(Setting::new("data_directory", data_text));
+        }
+        for (name, file) in [("hba_file", "pg_hba.conf"), ("ident_file", "pg_ident.conf")] {
+            if leads_outside(&effective(name)?, data) {
+                kept.push(Setting::new(name, format!("{data_text}/{file}")));
+            }
+        }
+        if !self.plan.adopt {
+            if leads_outside(&effective("external_pid_file")?, data) {
+                kept.push(Setting::new("external_pid_file", ""));
+            }
+            if leads_outside(&effective("log_directory")?, data) {
+                kept.push(Setting::new("log_directory", "log"));
+            }
+            if self.backup.server.version_num < 150_000 && leads_outside(&effective("stats_temp_directory")?, data) {
+                kept.push(Setting::new("stats_temp_directory", "pg_stat_tmp"));
+            }
+        }
+        let sockets = effective("unix_socket_directories")?;
+        if !sockets.split(',').all(|directory| is_usable(directory.trim(), owner)) {
+            kept.push(Setting::new("unix_socket_directories", "/tmp"));
+        }
+        if let Some(port) = self.plan.port
+            && effective("port")? != port.to_string()
+        {
+            kept.push(Setting::new("port", port.to_string()));
+        }
+        Ok(kept)
+    }
+
+    /// The original's configuration lies outside its data directory: the least that a server needs, with what the
+    /// original ran with and a hot standby must have.
+    fn write_missing_files(&self) -> anyhow::Result<()> {
+        let recorded = |name: &&str| Some(Setting::new(name, self.backup.server.settings.get(*name)?));
+        let settings: Vec<Setting> = CARRIED.iter().filter_map(recorded).collect();
+        let mut text = format!(
+            "# Written by pghydrant: the original's configuration lies in {}\n# and is not in the backup.\n",
+            self.backup.server.outside_files.join(", ")
+        );
+        for setting in settings {
+            text.push_str(&format!("{} = {}\n", setting.name, conf::quoted(&setting.value)));
+        }
+        self.write(CONF, text.as_bytes())?;
+        for (name, content) in [("pg_hba.conf", OWNERS_HBA), ("pg_ident.conf", "")] {
+            if files::read(&self.plan.data().join(name))?.is_none() {
+                self.write(name, content.as_bytes())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a file of the data directory, with the mode that it has.
+    fn write(&self, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
+        let path = self.plan.data().join(name);
+        let mode = std::fs::metadata(&path).map_or(0o600, |metadata| metadata.permissions().mode() & 0o777);
+        files::write(&path, bytes, mode, &self.plan.owner)
+    }
+}
+
+const DEFAULT_PORT: u16 = 5432;
+const HBA: &str = "pg_hba.conf";
+const IDENT: &str = "pg_ident.conf";
+/// Behind a directory that only the owner may enter.
+const PRIVATE_HBA: &str = "# While the restore recovers: only through the private socket beside this file.\nlocal all all trust\n";
+const OWNERS_HBA: &str = "# Written by pghydrant: the original's pg_hba.conf is not in the backup.\nlocal all all peer\n";
+/// Recorded settings that a generated `postgresql.conf` needs: replay stops where a hot standby has less.
+const CARRIED: [&str; 9] = [
+    "port",
+    "max_connections",
+    "max_worker_processes",
+    "max_wal_senders",
+    "max_prepared_transactions",
+    "max_locks_per_transaction",
+    "shared_preload_libraries",
+    "wal_level",
+    "shared_buffers",
+];
+
+/// Commands and delays that a configuration made for a standby, or for the original, must not carry out here.
+fn dangerous_commands() -> [Setting; 5] {
+    [
+        Setting::new("archive_cleanup_command", ""),
+        Setting::new("recovery_end_command", ""),
+        Setting::new("recovery_min_apply_delay", "0"),
+        Setting::new("primary_conninfo", ""),
+        Setting::new("primary_slot_name", ""),
+    ]
+}
+
+/// `'/usr/bin/pghydrant' wal fetch …`: each word quoted for the shell, `%` doubled for PostgreSQL.
+fn restore_command(program: &Path, plan: &Plan) -> String {
+    let word = |path: &Path| format!("'{}'", path.to_string_lossy().replace('\'', r"'\''")).replace('%', "%%");
+    let (program, repository) = (word(program), word(&plan.repository));
+    format!("{program} wal fetch --repo {repository} --cluster '{}' %f %p", plan.cluster)
+}
+
+/// What PostgreSQL itself makes of the configuration in `data`.
+fn effective(binaries: &Binaries, owner: &Owner, data: &Path, name: &str) -> anyhow::Result<String> {
+    let mut command = owner.command(binaries.require("postgres")?)?;
+    command.arg("-D").arg(data).arg("-C").arg(name).stdin(std::process::Stdio::null());
+    let output = command.output().context("cannot run postgres")?;
+    if !output.status.success() {
+        let words = String::from_utf8_lossy(&output.stderr);
+        anyhow::bail!("PostgreSQL refuses the configuration in {}: {}", data.display(), words.trim());
+    }
+    let text = String::from_utf8(output.stdout).with_context(|| format!("the value of {name} is not UTF-8"))?;
+    Ok(text.strip_suffix('\n').unwrap_or(&text).to_owned())
+}
+
+/// Whether a file setting names an absolute place that is not in the data directory.
+fn leads_outside(value: &str, data: &Path) -> bool {
+    let path = Path::new(value);
+    path.is_absolute() && !path.starts_with(data)
+}
+
+/// Whether the owner can make a socket there. An abstract socket (`@`) needs no directory.
+fn is_usable(directory: &str, owner: &Owner) -> bool {
+    if directory.is_empty() || directory.starts_with('@') {
+        return true;
+    }
+    let test = owner.command("test").and_then(|mut command| Ok(command.arg("-w").arg(directory).status()?));
+    test.is_ok_and(|status| status.success())
+}
+
+fn hash(bytes: &[u8]) -> String {
+    engine::checksum::Hash::of(bytes).to_string()
+}

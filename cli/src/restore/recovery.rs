@@ -1,0 +1,440 @@
+//! Watching a server that recovers, until it has done something: promoted, paused, shut down, or died.
+//!
+//! What the server did is read from what it left behind, never from what it was told: `recovery.signal` (which it
+//! removes at the end of recovery), `pg_control`, `postmaster.pid`, its log and, where a login is possible, SQL through
+//! the private socket. [`verdict`] decides from these alone and is pure.
+//!
+//! Traps that this file steps around:
+//! - A server asked to pause where no hot standby was active promotes instead, and says so only in its log.
+//! - A server whose target is missing replays everything, then dies: the copy is good, the target was not.
+//! - A hot standby with fewer connections than its primary had pauses on its own, before the target.
+//! - In a fresh copy `pg_control` still says "in production", as the backup found it.
+
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Seek as _, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use engine::units::{Lsn, Timeline};
+use serde::Serialize;
+
+use crate::context::Context;
+use crate::exit::{Exit, Failure};
+use crate::human;
+use crate::postgres::client::Client;
+use crate::postgres::conninfo::Conninfo;
+use crate::postgres::control::State;
+use crate::postgres::instance::{Condition, Instance, StopMode};
+use crate::postgres::postmaster::Status;
+
+/// Between two looks: what the user waits for at the end of a recovery.
+const POLL: Duration = Duration::from_millis(50);
+/// Between two attempts to log in while the server is not ready for it.
+const LOGIN_PAUSE: Duration = Duration::from_millis(500);
+/// Between two objects for a program, and two lines in a log.
+const TELL_PAUSE: Duration = Duration::from_secs(1);
+/// How long a server may take to stop after an interrupt before it is stopped at once.
+const STOP_PATIENCE: Duration = Duration::from_secs(60);
+
+/// What the server did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// Left recovery.
+    Promoted,
+    /// Waits at the target, readable.
+    Paused,
+    /// Stopped at the target.
+    ShutDown,
+    /// Died, or stopped somewhere else.
+    Failed(String),
+}
+
+/// How far the replay is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct Position {
+    /// Last record replayed.
+    pub(crate) lsn: Option<Lsn>,
+    /// Commit time of the last transaction replayed, as the server prints it.
+    pub(crate) time: Option<String>,
+}
+
+/// A recovery that ended.
+#[derive(Clone, Debug)]
+pub(crate) struct Recovered {
+    pub(crate) outcome: Outcome,
+    pub(crate) position: Position,
+    /// Where the server says that it stopped: `recovery stopping before commit of transaction 742, time …`.
+    pub(crate) stopped_at: Option<String>,
+    /// The timeline that a promotion began.
+    pub(crate) new_timeline: Option<Timeline>,
+}
+
+/// What is watched.
+#[derive(Debug)]
+pub(crate) struct Watch<'a> {
+    pub(crate) context: &'a Context,
+    pub(crate) instance: &'a Instance,
+    pub(crate) log: &'a Path,
+    pub(crate) socket_directory: PathBuf,
+    pub(crate) port: u16,
+    /// Users to try: whose name the bootstrap superuser has is not in the data directory's files.
+    pub(crate) users: Vec<String>,
+    /// Shown beside the position.
+    pub(crate) target: String,
+}
+
+impl Watch<'_> {
+    /// Watches until the server has done something. An interrupt stops the server, for `retry`.
+    pub(crate) fn until_it_stops(&self) -> anyhow::Result<Recovered> {
+        let mut log = Log::new(self.log);
+        let mut login = Login { users: self.users.clone(), client: None, next: Instant::now() };
+        let mut position = Position::default();
+        let mut told = Instant::now();
+        loop {
+            if self.context.interrupted() {
+                self.instance.stop(StopMode::Fast, STOP_PATIENCE)?;
+                return Err(Failure::new(Exit::Interrupted, "interrupted while the server was recovering").into());
+            }
+            // In this order: what is read later is never older than what is read first.
+            let sql = login.look(self);
+            log.read_on();
+            let seen = self.look(sql.as_ref(), &log.facts)?;
+            if let Some(sql) = sql {
+                position = Position { lsn: sql.lsn.or(position.lsn), time: sql.time.or(position.time) };
+            } else if log.facts.lsn > position.lsn {
+                position.lsn = log.facts.lsn;
+            }
+            if let Some(outcome) = verdict(&seen) {
+                let Facts { stopped_at, new_timeline, .. } = log.facts;
+                return Ok(Recovered { outcome, position, stopped_at, new_timeline });
+            }
+            if told.elapsed() >= TELL_PAUSE {
+                told = Instant::now();
+                self.tell(&position, &log.facts);
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+
+    fn look<'b>(&self, sql: Option<&Answer>, log: &'b Facts) -> anyhow::Result<Seen<'b>> {
+        let condition = self.instance.condition()?;
+        let signal = self.instance.data_directory().join("recovery.signal").exists();
+        // While the server starts, the file may be between two versions of itself: read again at the next look.
+        let state = self.instance.control()?.state;
+        let reason = match condition {
+            Condition::Down => self.instance.failure_since_start()?,
+            Condition::Up(_) => None,
+        };
+        Ok(Seen { condition, signal, state, in_recovery: sql.map(|sql| sql.in_recovery), paused: sql.is_some_and(|sql| sql.paused), log, reason })
+    }
+
+    fn tell(&self, position: &Position, log: &Facts) {
+        let lsn = position.lsn.map_or_else(|| "starting".to_owned(), |lsn| format!("at {lsn}"));
+        let time = position.time.as_ref().map(|time| format!(", {time}")).unwrap_or_default();
+        let file = log.segment.as_ref().map(|name| format!(", {name}")).unwrap_or_default();
+        self.context.output.live(&format!("recovering: {lsn}{time}{file}, to {}", self.target));
+        self.context.output.event(
+            "recovery",
+            &serde_json::json!({"lsn": position.lsn, "time": position.time, "segment": log.segment, "target": self.target}),
+        );
+    }
+}
+
+/// What one look showed.
+#[derive(Clone, Debug)]
+struct Seen<'a> {
+    condition: Condition,
+    /// `recovery.signal` is there.
+    signal: bool,
+    state: State,
+    /// By SQL.
+    in_recovery: Option<bool>,
+    /// By SQL: `pg_get_wal_replay_pause_state()` is `paused`.
+    paused: bool,
+    log: &'a Facts,
+    /// The log's last `FATAL`, where the server is down.
+    reason: Option<String>,
+}
+
+/// What the server has done; nothing while it is still at it.
+fn verdict(seen: &Seen<'_>) -> Option<Outcome> {
+    let log = seen.log;
+    match seen.condition {
+        Condition::Up(status) => {
+            if let Some(parameters) = &log.too_small {
+                return Some(Outcome::Failed(format!(
+                    "the server paused before its target: it needs at least the original's settings: {parameters}"
+                )));
+            }
+            if log.pausing && seen.in_recovery != Some(false) && (seen.paused || seen.in_recovery.is_none()) {
+                return Some(Outcome::Paused);
+            }
+            let left = match seen.in_recovery {
+                Some(in_recovery) => !in_recovery,
+                None => status == Some(Status::Ready) && seen.state == State::InProduction,
+            };
+            (left && !seen.signal).then_some(Outcome::Promoted)
+        }
+        Condition::Down if seen.state == State::ShutDownInRecovery && log.shut_down_at_target => Some(Outcome::ShutDown),
+        Condition::Down if !seen.signal && matches!(seen.state, State::InProduction | State::ShutDown) => {
+            Some(Outcome::Promoted)
+        }
+        Condition::Down => {
+            let reason = seen.reason.clone().unwrap_or_else(|| "the server was stopped before it reached its target".to_owned());
+            Some(Outcome::Failed(reason))
+        }
+    }
+}
+
+/// What SQL says.
+#[derive(Clone, Debug)]
+struct Answer {
+    in_recovery: bool,
+    paused: bool,
+    lsn: Option<Lsn>,
+    time: Option<String>,
+}
+
+const QUESTION: &str = "SELECT in_recovery, \
+    CASE WHEN in_recovery THEN pg_get_wal_replay_pause_state() = 'paused' ELSE false END, \
+    pg_last_wal_replay_lsn()::text, pg_last_xact_replay_timestamp()::text FROM pg_is_in_recovery() AS in_recovery";
+
+/// A session through the private socket, once one is possible.
+struct Login {
+    users: Vec<String>,
+    client: Option<Client>,
+    next: Instant,
+}
+
+impl Login {
+    fn look(&mut self, watch: &Watch<'_>) -> Option<Answer> {
+        if self.client.is_none() {
+            self.connect(watch);
+        }
+        match self.client.as_ref()?.row(QUESTION, &[]).and_then(|row| answer(&row)) {
+            Ok(answer) => Some(answer),
+            Err(error) => {
+                tracing::debug!("the server answers no more: {error:#}");
+                self.client = None;
+                self.next = Instant::now() + LOGIN_PAUSE;
+                None
+            }
+        }
+    }
+
+    fn connect(&mut self, watch: &Watch<'_>) {
+        let ready = matches!(watch.instance.condition(), Ok(Condition::Up(Some(Status::Ready | Status::Standby))));
+        if !ready || Instant::now() < self.next {
+            return;
+        }
+        let Some(user) = self.users.first() else { return };
+        let conninfo = Conninfo::local(&watch.socket_directory, watch.port, user, "postgres");
+        match Client::connect(&conninfo) {
+            Ok(client) => self.client = Some(client),
+            Err(error) => {
+                tracing::debug!("{error:#}");
+                self.next = Instant::now() + LOGIN_PAUSE;
+                if format!("{error:#}").contains("does not exist") {
+                    // The next name at once; without any, the log and pg_control must do.
+                    self.users.remove(0);
+                    self.next = Instant::now();
+                }
+            }
+        }
+    }
+}
+
+fn answer(row: &tokio_postgres::Row) -> anyhow::Result<Answer> {
+    use crate::postgres::client::value;
+    let lsn: Option<String> = value(row, 2)?;
+    Ok(Answer {
+        in_recovery: value(row, 0)?,
+        paused: value(row, 1)?,
+        lsn: lsn.and_then(|text| text.parse().ok()),
+        time: value(row, 3)?,
+    })
+}
+
+/// What the log says of the server's present run.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Facts {
+    stopped_at: Option<String>,
+    pausing: bool,
+    shut_down_at_target: bool,
+    /// What a hot standby lacks.
+    too_small: Option<String>,
+    expects_too_small: bool,
+    new_timeline: Option<Timeline>,
+    segment: Option<String>,
+    lsn: Option<Lsn>,
+}
+
+impl Facts {
+    /// Takes in one line. `lc_messages` is `C` and the prefix is ours while the server recovers.
+    fn absorb(&mut self, line: &str) {
+        let after = |marker: &str| line.split_once(marker).map(|(_, rest)| rest.trim_end());
+        if after("LOG:  starting PostgreSQL").is_some() {
+            *self = Self::default();
+        }
+        if let Some(rest) = after("LOG:  recovery stopping ") {
+            self.stopped_at = Some(format!("recovery stopping {rest}"));
+        }
+        if let Some(rest) = after("LOG:  restored log file \"") {
+            self.segment = rest.split('"').next().map(str::to_owned);
+        }
+        if let Some(rest) = after("current LSN: ") {
+            self.lsn = rest.parse().ok().or(self.lsn);
+        }
+        if let Some(rest) = after("LOG:  selected new timeline ID: ") {
+            self.new_timeline = rest.parse().ok().map(Timeline);
+        }
+        self.pausing |= after("LOG:  pausing at the end of recovery").is_some();
+        self.shut_down_at_target |= after("LOG:  shutdown at recovery target").is_some();
+        if after("hot standby is not possible because of insufficient parameter settings").is_some() {
+            self.expects_too_small = true;
+        } else if let (true, Some(detail)) = (self.expects_too_small, after("DETAIL:  ")) {
+            self.expects_too_small = false;
+            self.too_small = Some(detail.to_owned());
+        }
+    }
+}
+
+/// The server's log, read on from where it was.
+struct Log {
+    path: PathBuf,
+    offset: u64,
+    facts: Facts,
+}
+
+impl Log {
+    /// From the beginning: every start of the server in it begins anew.
+    fn new(path: &Path) -> Self {
+        Self { path: path.to_owned(), offset: 0, facts: Facts::default() }
+    }
+
+    /// Takes in the whole lines that came since. A log that cannot be read is no reason to stop watching.
+    fn read_on(&mut self) {
+        if let Err(cause) = self.try_read_on() {
+            tracing::debug!("cannot read {}: {cause}", self.path.display());
+        }
+    }
+
+    fn try_read_on(&mut self) -> std::io::Result<()> {
+        let mut file = File::open(&self.path)?;
+        file.seek(SeekFrom::Start(self.offset))?;
+        let mut lines = BufReader::new(file);
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            let bytes = lines.read_until(b'\n', &mut line)?;
+            if line.last() != Some(&b'\n') {
+                return Ok(());
+            }
+            self.offset += bytes as u64;
+            self.facts.absorb(&String::from_utf8_lossy(&line));
+        }
+    }
+}
+
+/// The reason of a failed recovery, with the cure where there is one.
+pub(crate) fn failure(reason: &str, id: &engine::units::SessionId, log: &Path) -> anyhow::Error {
+    let missed = reason.contains("recovery ended before configured recovery target was reached");
+    let early = reason.contains("requested recovery stop point is before consistent recovery point");
+    let hint = if missed {
+        format!("the WAL in the archive ends before the target; `pghydrant cancel {id}`, then restore to an earlier one or to the end of the WAL")
+    } else if early {
+        format!("the target lies before the backup's end; `pghydrant cancel {id}`, then choose an earlier backup with --backup")
+    } else {
+        format!("the copy is complete; the log is {}; `pghydrant retry {id}` starts it again, `pghydrant cancel {id}` removes it", log.display())
+    };
+    Failure::new(Exit::Recovery, format!("recovery failed: {reason}")).hint(hint).into()
+}
+
+/// `0/8A9A490, 2026-11-22 11:42:09+00`.
+impl std::fmt::Display for Position {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (&self.lsn, &self.time) {
+            (Some(lsn), Some(time)) => write!(f, "{lsn}, last transaction {time}"),
+            (Some(lsn), None) => write!(f, "{lsn}"),
+            (None, _) => f.write_str("its target"),
+        }
+    }
+}
+
+/// For the report: bytes of WAL a second.
+pub(crate) fn replay_rate(from: Lsn, to: Option<Lsn>, time: Duration) -> Option<String> {
+    let bytes = to?.0.checked_sub(from.0)?;
+    (bytes > 0).then(|| format!("{} of WAL, {}", human::bytes(bytes), human::rate(bytes, time)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(lines: &[&str]) -> Facts {
+        let mut facts = Facts::default();
+        for line in lines {
+            facts.absorb(&format!("2026-11-22 11:42:17.121 UTC [13837] {line}\n"));
+        }
+        facts
+    }
+
+    fn seen(condition: Condition, state: State, log: &Facts) -> Seen<'_> {
+        Seen { condition, signal: true, state, in_recovery: None, paused: false, log, reason: None }
+    }
+
+    #[test]
+    fn a_fresh_copy_in_production_has_not_been_promoted() {
+        let log = Facts::default();
+        let starting = seen(Condition::Up(Some(Status::Starting)), State::InProduction, &log);
+        assert_eq!(verdict(&starting), None);
+        let ready = Seen { condition: Condition::Up(Some(Status::Ready)), ..starting.clone() };
+        assert_eq!(verdict(&ready), None, "recovery.signal is still there");
+        assert_eq!(verdict(&Seen { signal: false, ..ready }), Some(Outcome::Promoted));
+        let by_sql = Seen { in_recovery: Some(true), signal: false, ..starting };
+        assert_eq!(verdict(&by_sql), None);
+    }
+
+    #[test]
+    fn a_pause_counts_at_the_target_alone() {
+        let log = facts(&["LOG:  recovery stopping at restore point \"rp2\", time x", "LOG:  pausing at the end of recovery"]);
+        assert_eq!(log.stopped_at.as_deref(), Some("recovery stopping at restore point \"rp2\", time x"));
+        let up = seen(Condition::Up(Some(Status::Ready)), State::InArchiveRecovery, &log);
+        assert_eq!(verdict(&up), Some(Outcome::Paused));
+        assert_eq!(verdict(&Seen { in_recovery: Some(true), paused: true, ..up.clone() }), Some(Outcome::Paused));
+        let resumed = Seen { in_recovery: Some(false), signal: false, ..up };
+        assert_eq!(verdict(&resumed), Some(Outcome::Promoted));
+        let nothing = Facts::default();
+        let elsewhere = seen(Condition::Up(Some(Status::Ready)), State::InArchiveRecovery, &nothing);
+        assert_eq!(verdict(&Seen { in_recovery: Some(true), paused: true, ..elsewhere }), None, "somebody paused it");
+    }
+
+    #[test]
+    fn a_server_that_is_down_has_shut_down_at_its_target_or_failed() {
+        let log = facts(&["LOG:  shutdown at recovery target"]);
+        let down = seen(Condition::Down, State::ShutDownInRecovery, &log);
+        assert_eq!(verdict(&down), Some(Outcome::ShutDown));
+        let nothing = Facts::default();
+        let stopped = seen(Condition::Down, State::ShutDownInRecovery, &nothing);
+        assert!(matches!(verdict(&stopped), Some(Outcome::Failed(_))));
+        let died = Seen { reason: Some("FATAL:  x".to_owned()), ..seen(Condition::Down, State::InArchiveRecovery, &nothing) };
+        assert_eq!(verdict(&died), Some(Outcome::Failed("FATAL:  x".to_owned())));
+    }
+
+    #[test]
+    fn a_hot_standby_that_lacks_connections_is_a_failure_with_their_number() {
+        let log = facts(&[
+            "WARNING:  hot standby is not possible because of insufficient parameter settings",
+            "DETAIL:  max_connections = 10 is a lower setting than on the primary server, where its value was 100.",
+        ]);
+        let up = seen(Condition::Up(Some(Status::Ready)), State::InArchiveRecovery, &log);
+        assert!(matches!(verdict(&up), Some(Outcome::Failed(reason)) if reason.contains("its value was 100")));
+    }
+
+    #[test]
+    fn each_start_in_the_log_begins_anew() {
+        let log = facts(&["LOG:  shutdown at recovery target", "LOG:  starting PostgreSQL 15.18 on x86_64"]);
+        assert_eq!(log, Facts::default());
+        assert_eq!(facts(&["LOG:  redo in progress, elapsed time: 10.00 s, current LSN: 0/8A9A490"]).lsn, Some(Lsn(0x8A9_A490)));
+    }
+}
