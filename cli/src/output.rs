@@ -107,6 +107,13 @@ impl Output {
         Step { output: self, name, began: Instant::now(), ended: false }
     }
 
+    /// Where a part without a known end is: one line that a terminal replaces, and none elsewhere.
+    pub(crate) fn live(&self, text: &str) {
+        if self.reader == Reader::Terminal {
+            to_terminal(&format!("  {text}"));
+        }
+    }
+
     /// A part with bytes begins; `total_bytes` 0 where nobody knows.
     pub(crate) fn phase(&self, name: &'static str, total_bytes: u64) -> Phase {
         Phase::begin(self, name, total_bytes)

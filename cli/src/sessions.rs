@@ -5,6 +5,7 @@ use engine::units::SessionId;
 use crate::arguments::JsonOption;
 use crate::context::Context;
 use crate::exit::Exit;
+use crate::restore::verbs;
 
 /// Options of `sessions`.
 #[derive(clap::Args, Debug)]
@@ -22,18 +23,18 @@ pub(crate) struct SessionArguments {
     pub(crate) output: JsonOption,
 }
 
-pub(crate) fn list(_arguments: &ListArguments, _context: &Context) -> anyhow::Result<Exit> {
-    anyhow::bail!("not built yet")
+pub(crate) fn list(_arguments: &ListArguments, context: &Context) -> anyhow::Result<Exit> {
+    verbs::list(context)
 }
 
-pub(crate) fn retry(_arguments: &SessionArguments, _context: &Context) -> anyhow::Result<Exit> {
-    anyhow::bail!("not built yet")
+pub(crate) fn retry(arguments: &SessionArguments, context: &Context) -> anyhow::Result<Exit> {
+    verbs::retry(&arguments.id, context)
 }
 
-pub(crate) fn cancel(_arguments: &SessionArguments, _context: &Context) -> anyhow::Result<Exit> {
-    anyhow::bail!("not built yet")
+pub(crate) fn cancel(arguments: &SessionArguments, context: &Context) -> anyhow::Result<Exit> {
+    verbs::cancel(&arguments.id, context)
 }
 
-pub(crate) fn promote(_arguments: &SessionArguments, _context: &Context) -> anyhow::Result<Exit> {
-    anyhow::bail!("not built yet")
+pub(crate) fn promote(arguments: &SessionArguments, context: &Context) -> anyhow::Result<Exit> {
+    verbs::promote(&arguments.id, context)
 }

@@ -121,8 +121,10 @@ impl<'a> Configuration<'a> {
         Ok(originals)
     }
 
-    /// Changes the settings of a recovery that is on its way, such as the action of a server that is shut down.
-    pub(crate) fn rewrite(&self) -> anyhow::Result<()> {
+    /// Before each start while it recovers: the settings as the plan has them now (a `promote` changes the action),
+    /// and a directory for the socket, which a reboot may have taken.
+    pub(crate) fn prepare_start(&self) -> anyhow::Result<()> {
+        self.make_socket_directory()?;
         let conf = files::read(&self.plan.data().join(CONF))?.unwrap_or_default();
         let why = "Only until the server has left recovery; `pghydrant restore` takes it out again.";
         self.write(CONF, &conf::with_block(&conf, &self.stamp(), why, &self.recovery_settings()?))
@@ -174,12 +176,17 @@ impl<'a> Configuration<'a> {
 
     /// Where the socket is while the server recovers.
     pub(crate) fn socket_directory(&self) -> PathBuf {
-        let directory = self.plan.session_directory();
+        Self::socket_directory_of(self.plan, self.id)
+    }
+
+    /// See [`Configuration::socket_directory`].
+    pub(crate) fn socket_directory_of(plan: &Plan, id: &SessionId) -> PathBuf {
+        let directory = plan.session_directory();
         if directory.as_os_str().len() <= SOCKET_DIRECTORY_BYTES_MAX {
             return directory;
         }
         // Too long for a socket's path. The name alone does not keep others out: `begin` makes it ours alone.
-        PathBuf::from(format!("/tmp/.pghydrant-{}-{}", self.plan.owner.uid, self.id))
+        PathBuf::from(format!("/tmp/.pghydrant-{}-{id}", plan.owner.uid))
     }
 
     /// The port while the server recovers: only a part of the socket's name.

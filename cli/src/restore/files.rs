@@ -47,6 +47,11 @@ pub(crate) fn read(path: &Path) -> anyhow::Result<Option<Vec<u8>>> {
 
 /// Removes everything in a directory, but not the directory; one that is not there is empty.
 pub(crate) fn empty(path: &Path) -> anyhow::Result<()> {
+    empty_but(path, LOST_AND_FOUND)
+}
+
+/// [`empty`], but for one name.
+pub(crate) fn empty_but(path: &Path, kept: &str) -> anyhow::Result<()> {
     let entries = match std::fs::read_dir(path) {
         Ok(entries) => entries,
         Err(cause) if cause.kind() == ErrorKind::NotFound => return Ok(()),
@@ -54,7 +59,7 @@ pub(crate) fn empty(path: &Path) -> anyhow::Result<()> {
     };
     for entry in entries {
         let entry = entry.map_err(|cause| Error::io("list", path, cause))?;
-        if entry.file_name() != LOST_AND_FOUND {
+        if entry.file_name() != LOST_AND_FOUND && entry.file_name() != kept {
             remove(&entry.path())?;
         }
     }

@@ -1,8 +1,62 @@
-//! The verb `restore`.
+//! Restore: one command that ends with a running, checked server.
+//!
+//! ```text
+//! validate   look at everything, decide, report all problems at once        preflight, survey, choose, plan
+//! mount      the backup as a file system, served by a process of its own    crate::mount
+//! copy       every block verified before it is written                      copy, engine::hydration
+//! configure  restore settings into the configuration, isolation of a copy   configure, conf, marker
+//! start      backup_label and pg_control in place, then pg_ctl -W           recover
+//! recover    WAL staged ahead of the replay; watched, not believed          recovery, staging
+//! act        promote, pause or shut down: what the server really did        recover
+//! revert     the configuration, once the server has left recovery           finish
+//! unmount
+//! report     what was done, how long each step took, the bottleneck         report
+//! ```
+//!
+//! [`drive`] is this list. It is also what `retry` and `promote` call: each step asks the journal ([`session`])
+//! whether it is done, and every step can be done again. So there is one way through a restore, whether it was
+//! interrupted or not.
+//!
+//! Always true:
+//! - Nothing is touched before everything was looked at.
+//! - Nothing half done can start: `pg_control` comes last, after the configuration.
+//! - Once the server may have run in the directory, no block and no `pg_control` is written there again.
+//! - The recovery's settings are in force until the server has left recovery, and gone afterwards.
+//! - A copy that is not adopted archives nowhere, subscribes to nothing, and writes into no directory of the original's.
+
+mod choose;
+mod conf;
+mod configure;
+mod copy;
+mod files;
+mod finish;
+mod marker;
+mod moment;
+mod plan;
+mod preflight;
+mod recover;
+mod recovery;
+mod report;
+pub(crate) mod session;
+mod staging;
+mod survey;
+mod target;
+pub(crate) mod verbs;
+
+use std::path::PathBuf;
+
+use engine::repository::{Backup, Cluster, Repository};
+use engine::units::BackupLabel;
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
 
 use crate::arguments::{ClusterOption, JsonOption, RepositoryOption};
 use crate::context::Context;
-use crate::exit::Exit;
+use crate::exit::{Exit, Failure};
+use plan::{Plan, Source};
+use preflight::Request;
+use session::{Phase, Session, Store};
+use target::{Action, Goal, Goals, TimelineChoice};
 
 /// Options of the verb.
 #[derive(clap::Args, Debug)]
@@ -11,13 +65,177 @@ pub(crate) struct Arguments {
     pub(crate) repository: RepositoryOption,
     #[command(flatten)]
     pub(crate) cluster: ClusterOption,
+    /// The data directory to restore into: absent or empty
+    #[arg(long, value_name = "DATADIR")]
+    pub(crate) to: PathBuf,
+    /// Which backup [default: the newest that can reach the target]
+    #[arg(long, value_name = "LABEL")]
+    pub(crate) backup: Option<String>,
+    /// The port of the restored server [default: as in its configuration]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) port: Option<u16>,
+    /// Where a tablespace goes, by its name or OID [default: where it was, if nothing is there]
+    #[arg(long = "tablespace", value_name = "NAME=DIR", value_parser = tablespace)]
+    pub(crate) tablespaces: Vec<(String, PathBuf)>,
+    #[command(flatten)]
+    pub(crate) goals: Goals,
+    /// The history to follow: latest, current, or a number
+    #[arg(long, value_name = "TIMELINE", default_value = "latest", help_heading = target::HEADING)]
+    pub(crate) target_timeline: TimelineChoice,
+    /// Stop just before the target instead of just after it
+    #[arg(long, help_heading = target::HEADING)]
+    pub(crate) target_exclusive: bool,
+    /// What the server does at its target
+    #[arg(long, value_enum, default_value_t, help_heading = target::HEADING)]
+    pub(crate) action: Action,
+    /// Where the copy reads from
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) source: Source,
+    /// The copy takes the original's place: it archives and replicates as the original did
+    #[arg(long)]
+    pub(crate) adopt: bool,
+    /// Copy only; the first start with pg_ctl recovers
+    #[arg(long)]
+    pub(crate) no_start: bool,
+    /// The operating system user of the instance [default: the owner of the target's directory, or the recorded one]
+    #[arg(long, value_name = "USER")]
+    pub(crate) os_user: Option<String>,
+    /// Directory of the PostgreSQL server's programs
+    #[arg(long, value_name = "DIR")]
+    pub(crate) pg_bin: Option<PathBuf>,
+    /// Where the backup is mounted meanwhile
+    #[arg(long, value_name = "DIR")]
+    pub(crate) mount_dir: Option<PathBuf>,
+    /// Say what would be done, and stop
+    #[arg(long)]
+    pub(crate) plan: bool,
     #[command(flatten)]
     pub(crate) output: JsonOption,
 }
 
-pub(crate) fn run(_arguments: &Arguments, _context: &Context) -> anyhow::Result<Exit> {
-    anyhow::bail!("not built yet")
+pub(crate) fn run(arguments: &Arguments, context: &Context) -> anyhow::Result<Exit> {
+    context.catch_interrupts()?;
+    let request = arguments.request(context)?;
+    let cluster = Repository::open(&request.repository)?.cluster(&request.cluster)?;
+    let plan = validate(&request, &cluster, context)?;
+    if arguments.plan {
+        report::plan(&plan, &request, context);
+        return Ok(Exit::Done);
+    }
+    let session = Store::of(&context.state_directory()?).begin(plan)?;
+    drive(session, context)
 }
-mod conf;
-mod moment;
-mod target;
+
+/// Looks at everything, then decides. All problems are told before the first of them ends the command.
+fn validate(request: &Request, cluster: &Cluster, context: &Context) -> anyhow::Result<Plan> {
+    let step = context.output.step("validate");
+    let facts = survey::look(request, cluster)?;
+    let judgement = preflight::judge(request, &facts);
+    for warning in &judgement.warnings {
+        context.output.warning(warning);
+    }
+    let Some(plan) = judgement.plan else {
+        drop(step);
+        return Err(report::problems(&judgement.problems, context).into());
+    };
+    step.done(&format!("backup {}, to {}", plan.backup, plan.target));
+    Ok(plan)
+}
+
+/// Drives a session from where it stands to its end, and notes in its journal why, if it does not get there.
+pub(crate) fn drive(mut session: Session, context: &Context) -> anyhow::Result<Exit> {
+    session.journal.broken = None;
+    session.save()?;
+    let id = session.journal.id.clone();
+    context.output.event("session", &serde_json::json!({"session": id, "data": session.journal.plan.data()}));
+    let driven = Restore::open(&mut session, context).and_then(|mut restore| restore.go_on());
+    driven.inspect_err(|error| session.note_failure(error)).map_err(|error| report::with_next_step(error, &session))
+}
+
+/// A restore on its way.
+struct Restore<'a> {
+    context: &'a Context,
+    session: &'a mut Session,
+    backup: Backup,
+}
+
+impl<'a> Restore<'a> {
+    fn open(session: &'a mut Session, context: &'a Context) -> anyhow::Result<Self> {
+        let plan = &session.journal.plan;
+        let backup = Repository::open(&plan.repository)?.cluster(&plan.cluster)?.backup(&plan.backup)?;
+        Ok(Self { context, session, backup })
+    }
+
+    /// The story. Each step looks into the journal whether it is done already.
+    fn go_on(&mut self) -> anyhow::Result<Exit> {
+        let mount = self.mount()?;
+        if self.session.journal.phase < Phase::Recovering {
+            let copy = self.copy(mount.as_ref())?;
+            self.configure()?;
+            self.publish(&copy)?;
+        }
+        if self.session.journal.plan.no_start {
+            self.unmount(mount)?;
+            return self.finish_without_start();
+        }
+        if self.session.journal.phase == Phase::Recovering {
+            let recovered = self.recover(mount.as_ref())?;
+            if self.waits_at_its_target(&recovered)? {
+                self.unmount(mount)?;
+                return self.report_waiting();
+            }
+        }
+        self.revert()?;
+        self.unmount(mount)?;
+        self.finish()
+    }
+
+    fn plan(&self) -> &Plan {
+        &self.session.journal.plan
+    }
+}
+
+impl Arguments {
+    /// The options, resolved.
+    fn request(&self, context: &Context) -> anyhow::Result<Request> {
+        let usage = |message: String| Failure::new(Exit::Usage, message);
+        let goal = Goal::of(&self.goals, Timestamp::now(), &TimeZone::system()).map_err(usage)?;
+        let absolute = |path: &PathBuf| std::path::absolute(path);
+        let backup = self.backup.as_deref().filter(|label| *label != "latest");
+        let backup: Option<BackupLabel> = backup.map(str::parse).transpose().map_err(usage)?;
+        let directory = |key: &str, flag: &Option<PathBuf>| {
+            let value = context.settings.get(key, flag.clone().map(Into::into));
+            value.map(|(path, _)| std::path::absolute(PathBuf::from(path))).transpose()
+        };
+        let tablespaces = self.tablespaces.iter().map(|(name, path)| Ok((name.clone(), absolute(path)?)));
+        Ok(Request {
+            repository: context.repository_path(&self.repository)?,
+            cluster: context.cluster_name(&self.cluster)?,
+            backup,
+            data: absolute(&self.to)?,
+            goal,
+            timeline: self.target_timeline,
+            exclusive: self.target_exclusive,
+            action: self.action,
+            port: self.port,
+            tablespaces: tablespaces.collect::<std::io::Result<_>>()?,
+            source: self.source,
+            adopt: self.adopt,
+            no_start: self.no_start,
+            owner: self.os_user.clone(),
+            programs: directory("pg_bin", &self.pg_bin)?,
+            mount_directory: directory("mount_dir", &self.mount_dir)?,
+            program: std::env::current_exe()?,
+        })
+    }
+}
+
+/// `NAME=DIR`.
+fn tablespace(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((name, directory)) if !name.is_empty() && !directory.is_empty() => {
+            Ok((name.to_owned(), PathBuf::from(directory)))
+        }
+        _ => Err("give the tablespace and its new directory: NAME=DIR".to_owned()),
+    }
+}

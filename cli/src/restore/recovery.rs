@@ -16,7 +16,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use engine::units::{Lsn, Timeline};
+use engine::wal::name::WalFile;
 use serde::Serialize;
+
+use super::staging::Stager;
 
 use crate::context::Context;
 use crate::exit::{Exit, Failure};
@@ -74,7 +77,10 @@ pub(crate) struct Recovered {
 pub(crate) struct Watch<'a> {
     pub(crate) context: &'a Context,
     pub(crate) instance: &'a Instance,
-    pub(crate) log: &'a Path,
+    /// Told which segments the server has restored.
+    pub(crate) stager: Option<&'a Stager>,
+    pub(crate) segment_bytes: u64,
+    pub(crate) log: PathBuf,
     pub(crate) socket_directory: PathBuf,
     pub(crate) port: u16,
     /// Users to try: whose name the bootstrap superuser has is not in the data directory's files.
@@ -86,7 +92,7 @@ pub(crate) struct Watch<'a> {
 impl Watch<'_> {
     /// Watches until the server has done something. An interrupt stops the server, for `retry`.
     pub(crate) fn until_it_stops(&self) -> anyhow::Result<Recovered> {
-        let mut log = Log::new(self.log);
+        let mut log = Log::new(&self.log);
         let mut login = Login { users: self.users.clone(), client: None, next: Instant::now() };
         let mut position = Position::default();
         let mut told = Instant::now();
@@ -98,6 +104,7 @@ impl Watch<'_> {
             // In this order: what is read later is never older than what is read first.
             let sql = login.look(self);
             log.read_on();
+            self.tell_stager(&log.facts);
             let seen = self.look(sql.as_ref(), &log.facts)?;
             if let Some(sql) = sql {
                 position = Position { lsn: sql.lsn.or(position.lsn), time: sql.time.or(position.time) };
@@ -126,6 +133,13 @@ impl Watch<'_> {
             Condition::Up(_) => None,
         };
         Ok(Seen { condition, signal, state, in_recovery: sql.map(|sql| sql.in_recovery), paused: sql.is_some_and(|sql| sql.paused), log, reason })
+    }
+
+    fn tell_stager(&self, log: &Facts) {
+        let segment = log.segment.as_ref().and_then(|name| WalFile::parse(name, self.segment_bytes));
+        if let (Some(stager), Some(WalFile::Segment(segment))) = (self.stager, segment) {
+            stager.restored(segment);
+        }
     }
 
     fn tell(&self, position: &Position, log: &Facts) {

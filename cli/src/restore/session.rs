@@ -36,8 +36,6 @@ pub(crate) enum Phase {
     Publishing,
     /// The server has been started: the copy is closed for good.
     Recovering,
-    /// The server waits at its target, running or stopped, for `promote`.
-    AtTarget,
     /// Recovery has ended; the configuration is being reverted.
     Reverting,
     /// Nothing is left to do.
@@ -52,7 +50,6 @@ impl Phase {
             Self::Configuring => "writing the configuration",
             Self::Publishing => "making the copy startable",
             Self::Recovering => "recovering",
-            Self::AtTarget => "at its target",
             Self::Reverting => "reverting the configuration",
             Self::Finished => "finished",
         }
@@ -84,6 +81,8 @@ pub(crate) struct Journal {
     pub(crate) updated_at: Timestamp,
     pub(crate) phase: Phase,
     pub(crate) plan: Plan,
+    /// The server paused or shut down at its target and waits for `promote`: where it says that it stopped.
+    pub(crate) at_target: Option<String>,
     /// The configuration as the backup has it, once it has been edited.
     pub(crate) originals: Option<Originals>,
     /// Where the session's mount is, while it should be there.
@@ -194,6 +193,7 @@ impl Store {
             updated_at: now,
             phase: Phase::Copying,
             plan,
+            at_target: None,
             originals: None,
             mount: None,
             broken: None,

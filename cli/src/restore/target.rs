@@ -19,24 +19,27 @@ const NAME_BYTES_MAX: usize = 63;
 /// The first transaction id that is not PostgreSQL's own.
 const XID_FIRST: u64 = 3;
 
+/// Of the options in `--help`.
+pub(crate) const HEADING: &str = "Recovery target (the end of the WAL unless one is given)";
+
 /// The options that say where to stop.
 #[derive(clap::Args, Clone, Debug, Default)]
 #[group(id = "where_to_stop", multiple = false)]
 pub(crate) struct Goals {
     /// Recover to this moment: "2026-11-22 08:15:00+00", "yesterday 17:30", "10 minutes ago"
-    #[arg(long, value_name = "TIME", help_heading = "Recovery target (the end of the WAL unless one is given)")]
+    #[arg(long, value_name = "TIME", help_heading = HEADING)]
     pub(crate) target_time: Option<String>,
     /// Recover to this position of the write-ahead log
-    #[arg(long, value_name = "LSN", help_heading = "Recovery target (the end of the WAL unless one is given)")]
+    #[arg(long, value_name = "LSN", help_heading = HEADING)]
     pub(crate) target_lsn: Option<Lsn>,
     /// Recover to the end of this transaction
-    #[arg(long, value_name = "XID", help_heading = "Recovery target (the end of the WAL unless one is given)")]
+    #[arg(long, value_name = "XID", help_heading = HEADING)]
     pub(crate) target_xid: Option<u64>,
     /// Recover to this restore point
-    #[arg(long, value_name = "NAME", help_heading = "Recovery target (the end of the WAL unless one is given)")]
+    #[arg(long, value_name = "NAME", help_heading = HEADING)]
     pub(crate) target_name: Option<String>,
     /// Recover to the end of the backup, as soon as it is consistent
-    #[arg(long, help_heading = "Recovery target (the end of the WAL unless one is given)")]
+    #[arg(long, help_heading = HEADING)]
     pub(crate) target_immediate: bool,
 }
 

@@ -1,0 +1,108 @@
+//! The end of a restore: the configuration goes back, the server runs with it, and the session's traces go.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::Restore;
+use super::configure::Reverted;
+use super::recover::{self, LOG};
+use super::session::Phase;
+use super::{files, marker, report, staging};
+use crate::exit::{Exit, Failure};
+use crate::postgres::control::State;
+use crate::postgres::instance::{Condition, Instance, StopMode};
+use crate::postgres::postmaster::Status;
+
+/// A shutdown writes a checkpoint: every page that the replay has changed and not yet written.
+const STOP_PATIENCE: Duration = Duration::from_secs(15 * 60);
+/// Between two looks at the server that starts.
+const POLL: Duration = Duration::from_millis(50);
+
+impl Restore<'_> {
+    /// The configuration goes back, then the server is started once more: neither its socket nor its `pg_hba.conf`
+    /// can be changed while it runs, and now it is known to start with the configuration that it will have from now on.
+    pub(super) fn revert(&mut self) -> anyhow::Result<()> {
+        let step = self.context.output.step("revert");
+        let Some(originals) = self.session.journal.originals.clone() else {
+            anyhow::bail!("the journal of session {} does not say how the configuration was", self.session.journal.id);
+        };
+        let mut instance = recover::instance(self.plan())?;
+        instance.stop(StopMode::Fast, STOP_PATIENCE)?;
+        let Reverted { kept, changed_meanwhile } = self.configuration()?.revert(&originals)?;
+        if self.plan().adopt {
+            marker::remove(self.plan().data())?;
+        }
+        files::remove(&self.plan().data().join(staging::DIRECTORY))?;
+        for name in changed_meanwhile {
+            self.context.output.warning(&format!("{name} was changed meanwhile: the change stays in it"));
+        }
+        self.start_for_good(&mut instance)?;
+        let detail = match kept.as_slice() {
+            [] => "postgresql.conf as in the backup".to_owned(),
+            kept => format!("postgresql.conf as in the backup, and {} at its end", kept.join(", ")),
+        };
+        let time = step.done(&detail);
+        self.session.note_step("revert", time.as_secs_f64(), detail);
+        Ok(())
+    }
+
+    fn start_for_good(&self, instance: &mut Instance) -> anyhow::Result<()> {
+        let id = &self.session.journal.id;
+        let refused = |reason: String| {
+            Failure::new(Exit::Recovery, format!("the server recovered, but does not start with its own configuration: {reason}"))
+                .hint(format!("mend {}/postgresql.conf, then `pghydrant retry {id}`", self.plan().data().display()))
+        };
+        instance.start(&[]).map_err(|error| refused(format!("{error:#}")))?;
+        let began = Instant::now();
+        loop {
+            match instance.condition()? {
+                Condition::Up(Some(Status::Ready)) => break,
+                Condition::Up(_) if began.elapsed() < STOP_PATIENCE => std::thread::sleep(POLL),
+                Condition::Up(_) => return Err(refused("it is not ready after 15 minutes".to_owned()).into()),
+                Condition::Down => {
+                    let reason = instance.failure_since_start()?.unwrap_or_else(|| format!("see {}", self.log().display()));
+                    return Err(refused(reason).into());
+                }
+            }
+        }
+        let state = instance.control()?.state;
+        anyhow::ensure!(state == State::InProduction, refused(format!("pg_control says \"{}\"", state.text())));
+        Ok(())
+    }
+
+    /// Takes the session's traces away; what was done goes to the user.
+    pub(super) fn finish(&mut self) -> anyhow::Result<Exit> {
+        self.configuration()?.remove_socket_directory()?;
+        files::remove(&self.plan().session_directory())?;
+        self.session.enter(Phase::Finished)?;
+        let running = recover::instance(self.plan())?;
+        let port = match crate::postgres::postmaster::running_in(running.data_directory())? {
+            Some(file) => file.port,
+            None => self.plan().port,
+        };
+        report::finished(self.session, &self.backup.info, port, self.context);
+        Ok(Exit::Done)
+    }
+
+    /// `--no-start`: the directory is the backup's, and its first start recovers.
+    pub(super) fn finish_without_start(&mut self) -> anyhow::Result<Exit> {
+        files::remove(&self.plan().session_directory())?;
+        self.session.enter(Phase::Finished)?;
+        report::not_started(self.session, &self.backup.info, self.context);
+        Ok(Exit::Done)
+    }
+
+    /// The server is at its target; the session waits for `promote` or `cancel`.
+    pub(super) fn report_waiting(&mut self) -> anyhow::Result<Exit> {
+        let configuration = self.configuration()?;
+        let (socket, port) = (configuration.socket_directory(), configuration.recovery_port());
+        report::waiting(self.session, &socket, port, self.context);
+        Ok(Exit::Done)
+    }
+}
+
+/// What `--json` says of the log, wherever it is told.
+pub(super) fn log_path(data: &std::path::Path) -> serde_json::Value {
+    json!(data.join(LOG))
+}

@@ -1,0 +1,182 @@
+//! Starting the server, seeing it through its recovery, and what it did at the end.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use super::Restore;
+use super::configure::Configuration;
+use super::plan::Plan;
+use super::recovery::{self, Outcome, Recovered, Watch};
+use super::session::Phase;
+use super::staging::{self, Feed, Stager};
+use super::target::Action;
+use crate::exit::{Exit, Failure};
+use crate::mount::SessionMount;
+use crate::postgres::binaries::Binaries;
+use crate::postgres::instance::{Condition, Instance};
+use crate::postgres::owner::Owner;
+
+/// The server's words, in its data directory.
+pub(super) const LOG: &str = "pghydrant.log";
+
+/// The instance that a plan describes.
+pub(super) fn instance(plan: &Plan) -> anyhow::Result<Instance> {
+    let owner = Owner::named(&plan.owner.name).or_else(|_| Owner::numbered(plan.owner.uid, plan.owner.gid))?;
+    Ok(Instance::new(Binaries::in_directory(&plan.programs)?, plan.data(), owner, &plan.data().join(LOG)))
+}
+
+impl Restore<'_> {
+    /// Starts the server, or finds the one that runs, and watches it until it has done something.
+    pub(super) fn recover(&mut self, mount: Option<&SessionMount>) -> anyhow::Result<Recovered> {
+        let mut instance = instance(self.plan())?;
+        let running = instance.condition()? != Condition::Down;
+        let promoting = self.session.journal.at_target.is_some();
+        if !running && !self.has_left_recovery(&instance)? {
+            let step = self.context.output.step("start");
+            self.configuration()?.prepare_start()?;
+            let started = instance.start(&[]);
+            let file = started.map_err(|error| recovery::failure(&format!("{error:#}"), &self.session.journal.id, &self.log()))?;
+            let time = step.done(&format!("process {}", file.pid));
+            self.session.note_step("start", time.as_secs_f64(), format!("process {}", file.pid));
+        }
+        let stager = self.stage(mount)?;
+        if running && promoting {
+            instance.promote()?;
+        }
+        let step = self.context.output.step("recover");
+        let watch = self.watch(&instance, stager.as_ref())?;
+        let began = Instant::now();
+        let recovered = watch.until_it_stops();
+        // What the stager says is not what the restore ends with: `wal fetch` goes to the repository by itself.
+        let staged = stager.map(Stager::finish).transpose().unwrap_or_else(|error| {
+            tracing::warn!("WAL was not staged: {error:#}");
+            None
+        });
+        let recovered = recovered?;
+        if let Outcome::Failed(reason) = &recovered.outcome {
+            return Err(recovery::failure(reason, &self.session.journal.id, &self.log()));
+        }
+        let replayed = recovery::replay_rate(self.backup.info.wal.start, recovered.position.lsn, began.elapsed());
+        let mut detail = format!("to {}", recovered.position);
+        if let Some(replayed) = replayed {
+            detail = format!("{detail}; {replayed}");
+        }
+        if let Some(staged) = staged.filter(|staged| *staged > 0) {
+            detail = format!("{detail}; {staged} segments staged");
+        }
+        let time = step.done(&detail);
+        self.session.note_step("recover", time.as_secs_f64(), detail);
+        if let Some(stopped_at) = &recovered.stopped_at {
+            self.context.output.note(&format!("  the server says: {stopped_at}"));
+        }
+        Ok(recovered)
+    }
+
+    /// The action, as it was carried out: true if the server waits at its target as it was told to. What the server
+    /// did instead of that is a failure of the action, and said so.
+    pub(super) fn waits_at_its_target(&mut self, recovered: &Recovered) -> anyhow::Result<bool> {
+        let wanted = self.plan().target.action;
+        let where_ = recovered.stopped_at.clone().unwrap_or_else(|| recovered.position.to_string());
+        match (&recovered.outcome, wanted) {
+            (Outcome::Promoted, Action::Promote) => {
+                self.session.journal.at_target = None;
+                self.session.enter(Phase::Reverting)?;
+                Ok(false)
+            }
+            (Outcome::Paused, Action::Pause) | (Outcome::ShutDown, Action::Shutdown) => {
+                self.session.journal.at_target = Some(where_);
+                self.session.save()?;
+                Ok(true)
+            }
+            (Outcome::Promoted, Action::Pause | Action::Shutdown) => {
+                self.session.enter(Phase::Reverting)?;
+                self.revert()?;
+                let message = format!("the server was promoted instead of {}: it did not carry out --action", doing(wanted));
+                Err(Failure::new(Exit::Recovery, message)
+                    .hint("PostgreSQL pauses only where a hot standby is active; the server runs, recovered to its target")
+                    .into())
+            }
+            (outcome, wanted) => {
+                let message = format!("the server should have been {}, and it is {}", done(wanted), state(outcome));
+                Err(recovery::failure(&message, &self.session.journal.id, &self.log()))
+            }
+        }
+    }
+
+    /// The server's log.
+    pub(super) fn log(&self) -> PathBuf {
+        self.plan().data().join(LOG)
+    }
+
+    fn stage(&self, mount: Option<&SessionMount>) -> anyhow::Result<Option<Stager>> {
+        let plan = self.plan();
+        let archive = self.backup.cluster.wal();
+        let path = archive
+            .history(plan.target.timeline)?
+            .unwrap_or_else(|| engine::wal::history::History::root(plan.target.timeline));
+        let segments = staging::segments(&archive, &path, self.backup.info.wal.start)?;
+        let feed = match mount {
+            Some(mount) => Feed::Mount(mount.mountpoint().join("wal")),
+            None => Feed::Archive(archive),
+        };
+        let segment_bytes = self.backup.info.server.wal_segment_bytes;
+        Stager::begin(feed, plan.data(), segments, segment_bytes, &plan.owner).map(Some)
+    }
+
+    fn watch<'b>(&'b self, instance: &'b Instance, stager: Option<&'b Stager>) -> anyhow::Result<Watch<'b>> {
+        let configuration = self.configuration()?;
+        let recorded = self.backup.info.server.settings.get("bootstrap_superuser").cloned();
+        let mut users: Vec<String> = recorded.into_iter().collect();
+        users.extend([self.plan().owner.name.clone(), self.backup.info.server.owner.clone(), "postgres".to_owned()]);
+        users.dedup();
+        Ok(Watch {
+            context: self.context,
+            instance,
+            stager,
+            segment_bytes: self.backup.info.server.wal_segment_bytes,
+            log: self.log(),
+            socket_directory: configuration.socket_directory(),
+            port: configuration.recovery_port(),
+            users,
+            target: self.plan().target.to_string(),
+        })
+    }
+
+    /// The server ended recovery, and then stopped: `recovery.signal` is gone and `pg_control` is a primary's.
+    fn has_left_recovery(&self, instance: &Instance) -> anyhow::Result<bool> {
+        use crate::postgres::control::State;
+        let primary = matches!(instance.control()?.state, State::InProduction | State::ShutDown);
+        Ok(primary && !self.plan().data().join("recovery.signal").exists())
+    }
+
+    /// The configuration of this restore.
+    pub(super) fn configuration(&self) -> anyhow::Result<Configuration<'_>> {
+        let program = std::env::current_exe()?;
+        Ok(Configuration::new(self.plan(), &self.session.journal.id, &self.backup.info, &program))
+    }
+}
+
+const fn doing(action: Action) -> &'static str {
+    match action {
+        Action::Promote => "promoting",
+        Action::Pause => "pausing",
+        Action::Shutdown => "shutting down",
+    }
+}
+
+const fn done(action: Action) -> &'static str {
+    match action {
+        Action::Promote => "promoted",
+        Action::Pause => "paused",
+        Action::Shutdown => "shut down",
+    }
+}
+
+fn state(outcome: &Outcome) -> &'static str {
+    match outcome {
+        Outcome::Promoted => "promoted",
+        Outcome::Paused => "paused",
+        Outcome::ShutDown => "shut down",
+        Outcome::Failed(_) => "down",
+    }
+}

@@ -1,0 +1,169 @@
+//! What the user is told: the plan, the problems, the end.
+
+use std::path::Path;
+use std::time::Duration;
+
+use engine::format::backup::BackupInfo;
+use serde_json::{Value, json};
+
+use super::finish::log_path;
+use super::plan::{Before, Place, Plan};
+use super::preflight::{Problem, Request};
+use super::session::{Journal, Phase, Session};
+use super::target::Action;
+use crate::context::Context;
+use crate::exit::{Exit, Failure};
+use crate::human;
+
+/// Tells all problems; what is returned ends the command.
+pub(super) fn problems(problems: &[Problem], context: &Context) -> Failure {
+    match problems {
+        [only] => {
+            context.output.event("problem", only);
+            Failure::new(Exit::Refused, only.what.clone()).hint(only.hint.clone())
+        }
+        all => {
+            for problem in all {
+                if context.output.is_json() {
+                    context.output.event("problem", problem);
+                } else {
+                    context.output.note(&format!("problem: {problem}"));
+                }
+            }
+            Failure::new(Exit::Refused, format!("the restore is refused for {} reasons; nothing was touched", all.len()))
+        }
+    }
+}
+
+/// `--plan`.
+pub(super) fn plan(plan: &Plan, request: &Request, context: &Context) {
+    let place = |place: &Place| match place.before {
+        Before::Absent => format!("{} (is made)", place.path.display()),
+        Before::Empty => format!("{} (is empty)", place.path.display()),
+    };
+    let mut lines = vec![
+        ("cluster", format!("{} in {}", plan.cluster, plan.repository.display())),
+        ("backup", format!("{}, {}, {} files", plan.backup, human::bytes(plan.bytes), plan.files)),
+        ("target", plan.target.to_string()),
+        ("data directory", place(&plan.data)),
+    ];
+    for tablespace in &plan.tablespaces {
+        lines.push(("tablespace", format!("{} in {}", tablespace.name, place(&tablespace.place))));
+    }
+    let how = match plan.source {
+        super::Source::Mount => "through a FUSE mount of the backup",
+        super::Source::Blocks => "from the repository's blocks",
+    };
+    lines.push(("copy", how.to_owned()));
+    lines.push(("user", plan.owner.name.clone()));
+    lines.push(("programs", plan.programs.display().to_string()));
+    lines.push(("port", plan.port.map_or_else(|| "as in its configuration".to_owned(), |port| port.to_string())));
+    let end = match (plan.no_start, plan.target.action) {
+        (true, _) => "none: the server is not started; its first start recovers",
+        (false, Action::Promote) => "promote",
+        (false, Action::Pause) => "pause, readable, until `pghydrant promote`",
+        (false, Action::Shutdown) => "shut down, until `pghydrant promote`",
+    };
+    lines.push(("action", end.to_owned()));
+    let isolation = if plan.adopt {
+        "adopted: it archives and replicates as the original did"
+    } else {
+        "an isolated copy: it archives nowhere and subscribes to nothing (--adopt lifts it)"
+    };
+    lines.push(("isolation", isolation.to_owned()));
+    let text = lines.iter().map(|(name, value)| format!("{name:<15} {value}")).collect::<Vec<_>>().join("\n");
+    let mut object = json!({"plan": plan, "mount_directory": request.mount_directory});
+    if let Value::Object(fields) = &mut object {
+        fields.insert("target".to_owned(), plan.target.to_string().into());
+    }
+    context.output.result(&text, &object);
+}
+
+/// The restore is done and its server runs.
+pub(super) fn finished(session: &Session, info: &BackupInfo, port: Option<u16>, context: &Context) {
+    let plan = &session.journal.plan;
+    let port_text = port.map(|port| format!(" on port {port}")).unwrap_or_default();
+    let mut text = format!(
+        "{}\nrestored {} of {} to {}: running{port_text}, recovered to {}",
+        table(&session.journal),
+        plan.backup,
+        plan.cluster,
+        plan.data().display(),
+        plan.target
+    );
+    if !plan.adopt {
+        text.push_str("\nan isolated copy: archiving, subscriptions and synchronous standbys are off in postgresql.auto.conf (ALTER SYSTEM RESET lifts each)");
+    }
+    context.output.result(&text, &object(session, info, "running", port));
+}
+
+/// `--no-start`.
+pub(super) fn not_started(session: &Session, info: &BackupInfo, context: &Context) {
+    let plan = &session.journal.plan;
+    let text = format!(
+        "{}\nrestored {} of {} to {}: not started; `pg_ctl -D {} start` recovers to {}",
+        table(&session.journal),
+        plan.backup,
+        plan.cluster,
+        plan.data().display(),
+        plan.data().display(),
+        plan.target
+    );
+    context.output.result(&text, &object(session, info, "not_started", None));
+}
+
+/// The server waits at its target.
+pub(super) fn waiting(session: &Session, socket: &Path, port: u16, context: &Context) {
+    let (journal, id) = (&session.journal, &session.journal.id);
+    let paused = journal.plan.target.action == Action::Pause;
+    let state = if paused { "paused" } else { "shut down" };
+    let mut text = format!(
+        "{}\nrestored {} to {}: {state} at its target\n`pghydrant promote {id}` ends recovery, `pghydrant cancel {id}` removes the copy",
+        table(journal),
+        journal.plan.backup,
+        journal.plan.data().display()
+    );
+    if paused {
+        text.push_str(&format!(
+            "\nto look at it, as {}: psql -h {} -p {port} postgres",
+            journal.plan.owner.name,
+            socket.display()
+        ));
+    }
+    let object = json!({
+        "session": id, "state": state, "backup": journal.plan.backup, "data": journal.plan.data(),
+        "socket_directory": paused.then_some(socket), "port": paused.then_some(port),
+        "stopped_at": journal.at_target, "steps": journal.steps, "log": log_path(journal.plan.data()),
+    });
+    context.output.result(&text, &object);
+}
+
+fn object(session: &Session, info: &BackupInfo, state: &str, port: Option<u16>) -> Value {
+    let journal = &session.journal;
+    json!({
+        "session": journal.id, "state": state, "backup": info.label, "cluster": info.cluster,
+        "data": journal.plan.data(), "port": port, "target": journal.plan.target.to_string(),
+        "adopted": journal.plan.adopt, "bytes": journal.plan.bytes, "files": journal.plan.files,
+        "steps": journal.steps, "log": log_path(journal.plan.data()),
+    })
+}
+
+/// The steps with their times.
+fn table(journal: &Journal) -> String {
+    let seconds = |seconds: f64| human::duration(Duration::try_from_secs_f64(seconds).unwrap_or_default());
+    let line = |name: &str, time: f64, detail: &str| format!("{name:<10} {:>10}  {detail}", seconds(time)).trim_end().to_owned();
+    let mut lines: Vec<String> =
+        journal.steps.iter().map(|step| line(&step.step, step.seconds, &step.detail)).collect();
+    lines.push(line("all", journal.steps.iter().map(|step| step.seconds).sum(), ""));
+    lines.join("\n")
+}
+
+/// The error that stopped a session, with what can be done now, where the error itself does not say.
+pub(super) fn with_next_step(error: anyhow::Error, session: &Session) -> anyhow::Error {
+    let id = &session.journal.id;
+    if Failure::hint_of(&error).is_some() || session.journal.phase == Phase::Finished {
+        return error;
+    }
+    let hint = format!("`pghydrant retry {id}` goes on from here, `pghydrant cancel {id}` gives it up");
+    Failure::new(Failure::exit_of(&error), format!("{error:#}")).hint(hint).into()
+}
