@@ -50,7 +50,8 @@ pub(crate) fn choose<'a>(
     let Some(last) = reachable.iter().map(|choice| choice.path.timeline).max() else {
         return Err(unreachable_timeline(newest, timeline, histories));
     };
-    let on_it = reachable.into_iter().filter(|choice| choice.path.timeline == last || timeline == TimelineChoice::Current);
+    let on_it =
+        reachable.into_iter().filter(|choice| choice.path.timeline == last || timeline == TimelineChoice::Current);
     let mut refusal = None;
     for choice in on_it.collect::<Vec<_>>().into_iter().rev() {
         match before_its_end(choice.backup, goal, place) {
@@ -84,10 +85,17 @@ fn unreachable_timeline(info: &BackupInfo, timeline: TimelineChoice, histories: 
     match timeline {
         TimelineChoice::Number(number) if !histories.contains_key(&number) => Problem::new(
             format!("timeline {number} is not in the archive"),
-            format!("backup {} is on timeline {own}; histories in the archive: {}", info.label, if known.is_empty() { "none" } else { &known }),
+            format!(
+                "backup {} is on timeline {own}; histories in the archive: {}",
+                info.label,
+                if known.is_empty() { "none" } else { &known }
+            ),
         ),
         _ => Problem::new(
-            format!("no backup leads to the timeline that was asked for: {} ends at {} of timeline {own}", info.label, info.wal.stop),
+            format!(
+                "no backup leads to the timeline that was asked for: {} ends at {} of timeline {own}",
+                info.label, info.wal.stop
+            ),
             "choose a backup taken before that timeline branched off with --backup, or another --target-timeline",
         ),
     }
@@ -107,7 +115,13 @@ fn before_its_end(info: &BackupInfo, goal: &Goal, place: Option<Lsn>) -> Option<
             let end = end_of(info);
             if *moment >= end { None } else { late(goal.to_string(), super::moment::for_people(end)) }
         }
-        Goal::Lsn(lsn) => if *lsn >= info.wal.stop { None } else { late(goal.to_string(), info.wal.stop.to_string()) },
+        Goal::Lsn(lsn) => {
+            if *lsn >= info.wal.stop {
+                None
+            } else {
+                late(goal.to_string(), info.wal.stop.to_string())
+            }
+        }
         Goal::Name(_) => match place {
             Some(lsn) if lsn < info.wal.stop => late(goal.to_string(), info.wal.stop.to_string()),
             _ => None,
@@ -167,7 +181,8 @@ mod tests {
     }
 
     fn histories(texts: &[(u32, &str)]) -> Histories {
-        let parsed = |(number, text): &(u32, &str)| (Timeline(*number), History::parse(Timeline(*number), text).unwrap());
+        let parsed =
+            |(number, text): &(u32, &str)| (Timeline(*number), History::parse(Timeline(*number), text).unwrap());
         texts.iter().map(parsed).collect()
     }
 
@@ -200,7 +215,9 @@ mod tests {
     #[test]
     fn a_transaction_that_had_ended_needs_an_earlier_backup() {
         let backups = [backup("a", 1, 0x1000, 1000)];
-        for (xid, possible) in [(99, false), (100, true), (101, false), (105, true), (110, true), (4_000_000_000, false)] {
+        for (xid, possible) in
+            [(99, false), (100, true), (101, false), (105, true), (110, true), (4_000_000_000, false)]
+        {
             let picked = chosen(&backups, TimelineChoice::Latest, &Goal::Xid(xid), &Histories::new());
             assert_eq!(picked.is_ok(), possible, "{xid}");
         }

@@ -96,8 +96,11 @@ pub fn has_block(text: &[u8], stamp: &str) -> bool {
 
 /// `text` with every line that sets one of `names` commented out under `stamp`.
 pub fn silenced(text: &[u8], stamp: &str, names: &[&str]) -> Vec<u8> {
-    let silent: std::collections::BTreeSet<usize> =
-        entries(text).into_iter().filter(|entry| names.contains(&entry.name.as_str())).map(|entry| entry.line).collect();
+    let silent: std::collections::BTreeSet<usize> = entries(text)
+        .into_iter()
+        .filter(|entry| names.contains(&entry.name.as_str()))
+        .map(|entry| entry.line)
+        .collect();
     let prefix = silence(stamp);
     let mut out = Vec::with_capacity(text.len() + silent.len() * prefix.len());
     for (number, line) in lines(text).enumerate() {

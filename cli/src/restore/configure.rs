@@ -234,7 +234,12 @@ impl<'a> Configuration<'a> {
         let metadata = std::fs::symlink_metadata(&directory);
         let metadata = metadata.map_err(|cause| engine::Error::io("stat", &directory, cause))?;
         let ours = metadata.is_dir() && metadata.uid() == self.plan.owner.uid && metadata.mode() & 0o077 == 0;
-        anyhow::ensure!(ours, "{} is in the way: not a private directory of {}", directory.display(), self.plan.owner.name);
+        anyhow::ensure!(
+            ours,
+            "{} is in the way: not a private directory of {}",
+            directory.display(),
+            self.plan.owner.name
+        );
         Ok(())
     }
 
@@ -355,8 +360,10 @@ const DEFAULT_PORT: u16 = 5432;
 const HBA: &str = "pg_hba.conf";
 const IDENT: &str = "pg_ident.conf";
 /// Behind a directory that only the owner may enter.
-const PRIVATE_HBA: &str = "# While the restore recovers: only through the private socket beside this file.\nlocal all all trust\n";
-const OWNERS_HBA: &str = "# Written by pghydrant: the original's pg_hba.conf is not in the backup.\nlocal all all peer\n";
+const PRIVATE_HBA: &str =
+    "# While the restore recovers: only through the private socket beside this file.\nlocal all all trust\n";
+const OWNERS_HBA: &str =
+    "# Written by pghydrant: the original's pg_hba.conf is not in the backup.\nlocal all all peer\n";
 /// Recorded settings that a generated `postgresql.conf` needs: replay stops where a hot standby has less.
 const CARRIED: [&str; 9] = [
     "port",

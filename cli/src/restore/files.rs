@@ -45,27 +45,6 @@ pub(crate) fn read(path: &Path) -> anyhow::Result<Option<Vec<u8>>> {
     }
 }
 
-/// Removes everything in a directory, but not the directory; one that is not there is empty.
-pub(crate) fn empty(path: &Path) -> anyhow::Result<()> {
-    empty_but(path, LOST_AND_FOUND)
-}
-
-/// [`empty`], but for one name.
-pub(crate) fn empty_but(path: &Path, kept: &str) -> anyhow::Result<()> {
-    let entries = match std::fs::read_dir(path) {
-        Ok(entries) => entries,
-        Err(cause) if cause.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(cause) => return Err(Error::io("list", path, cause).into()),
-    };
-    for entry in entries {
-        let entry = entry.map_err(|cause| Error::io("list", path, cause))?;
-        if entry.file_name() != LOST_AND_FOUND && entry.file_name() != kept {
-            remove(&entry.path())?;
-        }
-    }
-    Ok(())
-}
-
 /// Removes a file, a link or a whole directory; what is not there is removed already. Links are not followed.
 pub(crate) fn remove(path: &Path) -> anyhow::Result<()> {
     let removed = match std::fs::symlink_metadata(path) {
@@ -78,6 +57,3 @@ pub(crate) fn remove(path: &Path) -> anyhow::Result<()> {
         _ => Ok(()),
     }
 }
-
-/// What `mkfs` leaves in the root of a file system: no user's file.
-pub(crate) const LOST_AND_FOUND: &str = "lost+found";

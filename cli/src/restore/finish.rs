@@ -50,8 +50,11 @@ impl Restore<'_> {
     fn start_for_good(&self, instance: &mut Instance) -> anyhow::Result<()> {
         let id = &self.session.journal.id;
         let refused = |reason: String| {
-            Failure::new(Exit::Recovery, format!("the server recovered, but does not start with its own configuration: {reason}"))
-                .hint(format!("mend {}/postgresql.conf, then `pghydrant retry {id}`", self.plan().data().display()))
+            Failure::new(
+                Exit::Recovery,
+                format!("the server recovered, but does not start with its own configuration: {reason}"),
+            )
+            .hint(format!("mend {}/postgresql.conf, then `pghydrant retry {id}`", self.plan().data().display()))
         };
         instance.start(&[]).map_err(|error| refused(format!("{error:#}")))?;
         let began = Instant::now();
@@ -61,13 +64,14 @@ impl Restore<'_> {
                 Condition::Up(_) if began.elapsed() < STOP_PATIENCE => std::thread::sleep(POLL),
                 Condition::Up(_) => return Err(refused("it is not ready after 15 minutes".to_owned()).into()),
                 Condition::Down => {
-                    let reason = instance.failure_since_start()?.unwrap_or_else(|| format!("see {}", self.log().display()));
+                    let reason =
+                        instance.failure_since_start()?.unwrap_or_else(|| format!("see {}", self.log().display()));
                     return Err(refused(reason).into());
                 }
             }
         }
         let state = instance.control()?.state;
-        anyhow::ensure!(state == State::InProduction, refused(format!("pg_control says \"{}\"", state.text())));
+        anyhow::ensure!(state == State::InProduction, refused(format!("pg_control says \"{state}\"")));
         Ok(())
     }
 

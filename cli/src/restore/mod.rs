@@ -172,7 +172,7 @@ impl<'a> Restore<'a> {
         if self.session.journal.phase < Phase::Recovering {
             let copy = self.copy(mount.as_ref())?;
             self.configure()?;
-            self.publish(&copy)?;
+            self.publish(&copy, mount.as_ref())?;
         }
         if self.session.journal.plan.no_start {
             self.unmount(mount)?;

@@ -110,7 +110,7 @@ struct Judge<'a> {
     warnings: Vec<String>,
 }
 
-impl Judge<'_> {
+impl<'a> Judge<'a> {
     fn refuse(&mut self, what: impl Into<String>, hint: impl Into<String>) {
         let problem = Problem::new(what, hint);
         if !self.problems.contains(&problem) {
@@ -118,7 +118,7 @@ impl Judge<'_> {
         }
     }
 
-    fn backup(&self) -> Option<&BackupInfo> {
+    fn backup(&self) -> Option<&'a BackupInfo> {
         self.facts.choice.as_ref().ok().map(|(info, _)| info)
     }
 
@@ -137,7 +137,10 @@ impl Judge<'_> {
             }
             Ok(_) => {
                 if let Err(refusal) = &facts.owner_reads {
-                    self.refuse(refusal.clone(), "give that user access, or install pghydrant where every user can run it");
+                    self.refuse(
+                        refusal.clone(),
+                        "give that user access, or install pghydrant where every user can run it",
+                    );
                 }
             }
         }
@@ -151,7 +154,11 @@ impl Judge<'_> {
             && *moment > self.facts.now
         {
             self.refuse(
-                format!("time {} is in the future: it is {} now", moment::for_people(*moment), moment::for_people(whole_second(self.facts.now))),
+                format!(
+                    "time {} is in the future: it is {} now",
+                    moment::for_people(*moment),
+                    moment::for_people(whole_second(self.facts.now))
+                ),
                 "leave --target-time out to recover to the end of the WAL",
             );
         }
@@ -176,17 +183,25 @@ impl Judge<'_> {
                 let found = binaries.version();
                 if found.major() != major {
                     self.refuse(
-                        format!("the backup is of PostgreSQL {major}, {} has PostgreSQL {}", binaries.directory().display(), found.major()),
+                        format!(
+                            "the backup is of PostgreSQL {major}, {} has PostgreSQL {}",
+                            binaries.directory().display(),
+                            found.major()
+                        ),
                         format!("install PostgreSQL {major}, or name its directory with --pg-bin"),
                     );
                 } else if found.0 % 10_000 < minor {
-                    self.warnings.push(format!("the backup is of PostgreSQL {major}.{minor}, this machine has {found}"));
+                    self.warnings
+                        .push(format!("the backup is of PostgreSQL {major}.{minor}, this machine has {found}"));
                 }
             }
         }
         let port = &self.facts.port;
         if let (Some(user), false) = (&port.in_use, self.request.no_start) {
-            let free = port.suggestion.map_or_else(|| "choose another with --port".to_owned(), |free| format!("choose another: --port {free}"));
+            let free = port.suggestion.map_or_else(
+                || "choose another with --port".to_owned(),
+                |free| format!("choose another: --port {free}"),
+            );
             self.refuse(format!("port {} is in use ({user})", port.number), free);
         }
     }
@@ -210,7 +225,9 @@ impl Judge<'_> {
                     self.refuse(format!("a PostgreSQL server (process {pid}) runs in {role} {path}"), cure);
                 }
                 What::Cluster(None) => self.refuse(format!("{role} {path} holds a PostgreSQL cluster"), cure),
-                What::Occupied(example) => self.refuse(format!("{role} {path} is not empty: it holds {example:?}"), cure),
+                What::Occupied(example) => {
+                    self.refuse(format!("{role} {path} is not empty: it holds {example:?}"), cure)
+                }
                 What::NoDirectory => self.refuse(format!("{path} is not a directory"), cure),
                 What::Unknown(reason) => self.refuse(format!("{role}: {reason}"), cure),
             }
@@ -222,8 +239,12 @@ impl Judge<'_> {
         let (facts, nearest) = (self.facts, found.nearest.display());
         let Ok(owner) = &facts.owner else { return };
         if let Err(cause) = &found.writable {
-            let hint = if facts.we_are_root { "mount it for writing" } else { "run it as root, or give yourself access" };
-            self.refuse(format!("{role} {}: {} cannot write in {nearest}: {cause}", found.path.display(), facts.our_name), hint);
+            let hint =
+                if facts.we_are_root { "mount it for writing" } else { "run it as root, or give yourself access" };
+            self.refuse(
+                format!("{role} {}: {} cannot write in {nearest}: {cause}", found.path.display(), facts.our_name),
+                hint,
+            );
         } else if !found.reachable {
             self.refuse(
                 format!("{role} {}: {} cannot get through the directories above it", found.path.display(), owner.name),
@@ -232,7 +253,11 @@ impl Judge<'_> {
         } else if found.what == What::Empty && !facts.we_are_root && found.owner_uid != owner.uid {
             self.refuse(
                 format!("{role} {} belongs to another user", found.path.display()),
-                format!("PostgreSQL starts only in a directory of its own user: chown {} {}", owner.name, found.path.display()),
+                format!(
+                    "PostgreSQL starts only in a directory of its own user: chown {} {}",
+                    owner.name,
+                    found.path.display()
+                ),
             );
         }
     }
@@ -240,18 +265,28 @@ impl Judge<'_> {
     /// One directory for two roles, or one within the other.
     fn overlaps(&mut self) {
         let facts = self.facts;
-        let repository = std::fs::canonicalize(&self.request.repository).unwrap_or_else(|_| self.request.repository.clone());
+        let repository =
+            std::fs::canonicalize(&self.request.repository).unwrap_or_else(|_| self.request.repository.clone());
         let mut all: Vec<(&Path, &str)> = vec![(&repository, "the repository")];
         for (index, (_, found)) in facts.places.iter().enumerate() {
             let role = if index == 0 { "the data directory" } else { "a tablespace" };
             for (other, other_role) in &all {
                 let hint = "give each a directory of its own";
                 if found.path == *other {
-                    self.problems.push(Problem::new(format!("{} would hold {other_role} and {role}", found.path.display()), hint));
+                    self.problems.push(Problem::new(
+                        format!("{} would hold {other_role} and {role}", found.path.display()),
+                        hint,
+                    ));
                 } else if found.path.starts_with(other) {
-                    self.problems.push(Problem::new(format!("{} ({role}) lies within {other_role}, {}", found.path.display(), other.display()), hint));
+                    self.problems.push(Problem::new(
+                        format!("{} ({role}) lies within {other_role}, {}", found.path.display(), other.display()),
+                        hint,
+                    ));
                 } else if other.starts_with(&found.path) {
-                    self.problems.push(Problem::new(format!("{other_role}, {}, lies within {} ({role})", other.display(), found.path.display()), hint));
+                    self.problems.push(Problem::new(
+                        format!("{other_role}, {}, lies within {} ({role})", other.display(), found.path.display()),
+                        hint,
+                    ));
                 }
             }
             all.push((&found.path, role));
@@ -265,7 +300,11 @@ impl Judge<'_> {
         let mut seen: Vec<&String> = Vec::new();
         for (name, _) in &self.request.tablespaces {
             if !known.contains(name) && !oids.contains(name) {
-                let hint = if known.is_empty() { "the backup has none".to_owned() } else { format!("the backup has {}", known.join(", ")) };
+                let hint = if known.is_empty() {
+                    "the backup has none".to_owned()
+                } else {
+                    format!("the backup has {}", known.join(", "))
+                };
                 self.refuse(format!("the backup has no tablespace \"{name}\""), hint);
             } else if seen.contains(&name) {
                 self.refuse(format!("tablespace \"{name}\" is named twice"), "name each once");
@@ -293,7 +332,14 @@ impl Judge<'_> {
             };
             let size = facts.contents.sizes.get(&oid).copied().unwrap_or_default();
             let extra = if oid.is_none() { wal_bytes + OVERHEAD_BYTES } else { 0 };
-            let need = needs.entry(file_system.device).or_insert((0, 0, file_system.free_bytes, file_system.free_inodes, file_system.counts_inodes, &found.nearest));
+            let need = needs.entry(file_system.device).or_insert((
+                0,
+                0,
+                file_system.free_bytes,
+                file_system.free_inodes,
+                file_system.counts_inodes,
+                &found.nearest,
+            ));
             need.0 += size.bytes + extra;
             need.1 += size.inodes;
         }
@@ -301,13 +347,19 @@ impl Judge<'_> {
             let path = path.display();
             if bytes > free_bytes {
                 self.refuse(
-                    format!("the restore needs {} on the file system of {path}, {} are free", human::bytes(bytes), human::bytes(free_bytes)),
+                    format!(
+                        "the restore needs {} on the file system of {path}, {} are free",
+                        human::bytes(bytes),
+                        human::bytes(free_bytes)
+                    ),
                     format!("free {} more, or choose another place", human::bytes(bytes - free_bytes)),
                 );
             }
             if counts_inodes && inodes > free_inodes {
                 self.refuse(
-                    format!("the restore needs {inodes} files on the file system of {path}, {free_inodes} inodes are free"),
+                    format!(
+                        "the restore needs {inodes} files on the file system of {path}, {free_inodes} inodes are free"
+                    ),
                     "remove files there, or choose another place",
                 );
             }
@@ -318,7 +370,10 @@ impl Judge<'_> {
         let Some(info) = self.backup() else { return };
         let facts = match &self.facts.wal {
             Ok(facts) => facts,
-            Err(refusal) => return self.refuse(format!("the WAL cannot be looked at: {refusal}"), "mend that, or choose another target"),
+            Err(refusal) => {
+                return self
+                    .refuse(format!("the WAL cannot be looked at: {refusal}"), "mend that, or choose another target");
+            }
         };
         let segment_bytes = info.server.wal_segment_bytes;
         let goal = &self.request.goal;
@@ -349,18 +404,27 @@ impl Judge<'_> {
                 "archive it with `pghydrant wal push`, or choose a target before it",
             ),
             (Goal::Time(moment), gap) if facts.searched => {
-                let reached = facts.last_transaction.is_some_and(|last| last > *moment || (self.request.exclusive && last == *moment));
+                let reached = facts
+                    .last_transaction
+                    .is_some_and(|last| last > *moment || (self.request.exclusive && last == *moment));
                 if !reached && *moment <= self.facts.now {
                     let last = facts.last_transaction.map_or_else(|| "none".to_owned(), moment::for_people);
-                    let place = gap.map_or_else(|| "in the archived WAL".to_owned(), |gap| format!("before the missing WAL segment {gap}"));
+                    let place = gap.map_or_else(
+                        || "in the archived WAL".to_owned(),
+                        |gap| format!("before the missing WAL segment {gap}"),
+                    );
                     self.refuse(
-                        format!("time {} is not before the last transaction {place} ({last})", moment::for_people(*moment)),
+                        format!(
+                            "time {} is not before the last transaction {place} ({last})",
+                            moment::for_people(*moment)
+                        ),
                         "leave --target-time out to recover to the end of the WAL, or archive the rest of it first",
                     );
                 }
             }
             (Goal::Xid(_) | Goal::Name(_), gap) if facts.searched && facts.place.is_none() => {
-                let place = gap.map_or_else(|| format!("up to {end}"), |gap| format!("before the missing segment {gap}"));
+                let place =
+                    gap.map_or_else(|| format!("up to {end}"), |gap| format!("before the missing segment {gap}"));
                 self.refuse(
                     format!("{goal} is not in the WAL after the backup's end ({}), {place}", info.wal.stop),
                     "check it, choose an earlier backup with --backup, or archive the rest of the WAL first",
@@ -372,7 +436,10 @@ impl Judge<'_> {
 
     fn way(&mut self) {
         if let (Source::Mount, Err(refusal)) = (self.request.source, &self.facts.fuse) {
-            self.refuse(format!("FUSE cannot be used: {refusal}"), "`--source blocks` restores without it; `pghydrant doctor` says what is missing");
+            self.refuse(
+                format!("FUSE cannot be used: {}", refusal.message),
+                format!("{}; or restore without it: --source blocks", refusal.cure),
+            );
         }
         let facts = self.facts;
         let outside = self.backup().map(|info| info.server.outside_files.clone()).unwrap_or_default();
@@ -403,7 +470,11 @@ fn plan(request: &Request, facts: &Facts) -> Option<Plan> {
         .tablespaces
         .iter()
         .zip(found)
-        .map(|(tablespace, found)| TablespacePlan { oid: tablespace.oid, name: tablespace.name.clone(), place: place(found) })
+        .map(|(tablespace, found)| TablespacePlan {
+            oid: tablespace.oid,
+            name: tablespace.name.clone(),
+            place: place(found),
+        })
         .collect();
     Some(Plan {
         repository: request.repository.clone(),

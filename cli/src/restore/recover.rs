@@ -35,7 +35,8 @@ impl Restore<'_> {
             let step = self.context.output.step("start");
             self.configuration()?.prepare_start()?;
             let started = instance.start(&[]);
-            let file = started.map_err(|error| recovery::failure(&format!("{error:#}"), &self.session.journal.id, &self.log()))?;
+            let file = started
+                .map_err(|error| recovery::failure(&format!("{error:#}"), &self.session.journal.id, &self.log()))?;
             let time = step.done(&format!("process {}", file.pid));
             self.session.note_step("start", time.as_secs_f64(), format!("process {}", file.pid));
         }
@@ -91,7 +92,8 @@ impl Restore<'_> {
             (Outcome::Promoted, Action::Pause | Action::Shutdown) => {
                 self.session.enter(Phase::Reverting)?;
                 self.revert()?;
-                let message = format!("the server was promoted instead of {}: it did not carry out --action", doing(wanted));
+                let message =
+                    format!("the server was promoted instead of {}: it did not carry out --action", doing(wanted));
                 Err(Failure::new(Exit::Recovery, message)
                     .hint("PostgreSQL pauses only where a hot standby is active; the server runs, recovered to its target")
                     .into())

@@ -132,7 +132,15 @@ impl Watch<'_> {
             Condition::Down => self.instance.failure_since_start()?,
             Condition::Up(_) => None,
         };
-        Ok(Seen { condition, signal, state, in_recovery: sql.map(|sql| sql.in_recovery), paused: sql.is_some_and(|sql| sql.paused), log, reason })
+        Ok(Seen {
+            condition,
+            signal,
+            state,
+            in_recovery: sql.map(|sql| sql.in_recovery),
+            paused: sql.is_some_and(|sql| sql.paused),
+            log,
+            reason,
+        })
     }
 
     fn tell_stager(&self, log: &Facts) {
@@ -189,12 +197,15 @@ fn verdict(seen: &Seen<'_>) -> Option<Outcome> {
             };
             (left && !seen.signal).then_some(Outcome::Promoted)
         }
-        Condition::Down if seen.state == State::ShutDownInRecovery && log.shut_down_at_target => Some(Outcome::ShutDown),
+        Condition::Down if seen.state == State::ShutDownInRecovery && log.shut_down_at_target => {
+            Some(Outcome::ShutDown)
+        }
         Condition::Down if !seen.signal && matches!(seen.state, State::InProduction | State::ShutDown) => {
             Some(Outcome::Promoted)
         }
         Condition::Down => {
-            let reason = seen.reason.clone().unwrap_or_else(|| "the server was stopped before it reached its target".to_owned());
+            let reason =
+                seen.reason.clone().unwrap_or_else(|| "the server was stopped before it reached its target".to_owned());
             Some(Outcome::Failed(reason))
         }
     }
@@ -355,11 +366,18 @@ pub(crate) fn failure(reason: &str, id: &engine::units::SessionId, log: &Path) -
     let missed = reason.contains("recovery ended before configured recovery target was reached");
     let early = reason.contains("requested recovery stop point is before consistent recovery point");
     let hint = if missed {
-        format!("the WAL in the archive ends before the target; `pghydrant cancel {id}`, then restore to an earlier one or to the end of the WAL")
+        format!(
+            "the WAL in the archive ends before the target; `pghydrant cancel {id}`, then restore to an earlier one or to the end of the WAL"
+        )
     } else if early {
-        format!("the target lies before the backup's end; `pghydrant cancel {id}`, then choose an earlier backup with --backup")
+        format!(
+            "the target lies before the backup's end; `pghydrant cancel {id}`, then choose an earlier backup with --backup"
+        )
     } else {
-        format!("the copy is complete; the log is {}; `pghydrant retry {id}` starts it again, `pghydrant cancel {id}` removes it", log.display())
+        format!(
+            "the copy is complete; the log is {}; `pghydrant retry {id}` starts it again, `pghydrant cancel {id}` removes it",
+            log.display()
+        )
     };
     Failure::new(Exit::Recovery, format!("recovery failed: {reason}")).hint(hint).into()
 }
@@ -411,7 +429,10 @@ mod tests {
 
     #[test]
     fn a_pause_counts_at_the_target_alone() {
-        let log = facts(&["LOG:  recovery stopping at restore point \"rp2\", time x", "LOG:  pausing at the end of recovery"]);
+        let log = facts(&[
+            "LOG:  recovery stopping at restore point \"rp2\", time x",
+            "LOG:  pausing at the end of recovery",
+        ]);
         assert_eq!(log.stopped_at.as_deref(), Some("recovery stopping at restore point \"rp2\", time x"));
         let up = seen(Condition::Up(Some(Status::Ready)), State::InArchiveRecovery, &log);
         assert_eq!(verdict(&up), Some(Outcome::Paused));
@@ -431,7 +452,8 @@ mod tests {
         let nothing = Facts::default();
         let stopped = seen(Condition::Down, State::ShutDownInRecovery, &nothing);
         assert!(matches!(verdict(&stopped), Some(Outcome::Failed(_))));
-        let died = Seen { reason: Some("FATAL:  x".to_owned()), ..seen(Condition::Down, State::InArchiveRecovery, &nothing) };
+        let died =
+            Seen { reason: Some("FATAL:  x".to_owned()), ..seen(Condition::Down, State::InArchiveRecovery, &nothing) };
         assert_eq!(verdict(&died), Some(Outcome::Failed("FATAL:  x".to_owned())));
     }
 
@@ -449,6 +471,9 @@ mod tests {
     fn each_start_in_the_log_begins_anew() {
         let log = facts(&["LOG:  shutdown at recovery target", "LOG:  starting PostgreSQL 15.18 on x86_64"]);
         assert_eq!(log, Facts::default());
-        assert_eq!(facts(&["LOG:  redo in progress, elapsed time: 10.00 s, current LSN: 0/8A9A490"]).lsn, Some(Lsn(0x8A9_A490)));
+        assert_eq!(
+            facts(&["LOG:  redo in progress, elapsed time: 10.00 s, current LSN: 0/8A9A490"]).lsn,
+            Some(Lsn(0x8A9_A490))
+        );
     }
 }

@@ -30,7 +30,10 @@ pub(super) fn problems(problems: &[Problem], context: &Context) -> Failure {
                     context.output.note(&format!("problem: {problem}"));
                 }
             }
-            Failure::new(Exit::Refused, format!("the restore is refused for {} reasons; nothing was touched", all.len()))
+            Failure::new(
+                Exit::Refused,
+                format!("the restore is refused for {} reasons; nothing was touched", all.len()),
+            )
         }
     }
 }
@@ -151,7 +154,9 @@ fn object(session: &Session, info: &BackupInfo, state: &str, port: Option<u16>) 
 /// The steps with their times.
 fn table(journal: &Journal) -> String {
     let seconds = |seconds: f64| human::duration(Duration::try_from_secs_f64(seconds).unwrap_or_default());
-    let line = |name: &str, time: f64, detail: &str| format!("{name:<10} {:>10}  {detail}", seconds(time)).trim_end().to_owned();
+    let line = |name: &str, time: f64, detail: &str| {
+        format!("{name:<10} {:>10}  {detail}", seconds(time)).trim_end().to_owned()
+    };
     let mut lines: Vec<String> =
         journal.steps.iter().map(|step| line(&step.step, step.seconds, &step.detail)).collect();
     lines.push(line("all", journal.steps.iter().map(|step| step.seconds).sum(), ""));

@@ -5,9 +5,8 @@
 //! again; what must not be done twice is guarded by [`Phase`]: from [`Phase::Recovering`] on a postmaster may have
 //! run in the directory, and no block and no `pg_control` is written there again.
 //!
-//! Two locks keep two processes apart. `<id>.lock` beside the journal is held by whoever drives the session; the
-//! kernel lets go of it when that process dies. `pghydrant.session/session.json` in the data directory says whose the
-//! directory is, to restores that know another state directory as well.
+//! `<id>.lock` beside the journal is held by whoever drives the session; the kernel lets go of it when that process
+//! dies. Whose a data directory is, the map in it says, to restores that know another state directory as well.
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
@@ -130,8 +129,19 @@ impl Session {
         self.journal.steps.push(StepDone { step: step.to_owned(), seconds, detail: detail.into() });
     }
 
+    /// Where the server of the session's mount logs.
+    pub(crate) fn mount_log(&self) -> PathBuf {
+        self.store.directory.join(format!("{}.mount.log", self.journal.id))
+    }
+
+    /// The mount is gone, and had nothing to say.
+    pub(crate) fn remove_mount_log(&self) -> anyhow::Result<()> {
+        Ok(durable::remove_durably(&self.mount_log())?)
+    }
+
     /// Removes the journal: nothing is left to tell.
     pub(crate) fn forget(self) -> anyhow::Result<()> {
+        self.remove_mount_log()?;
         self.store.remove(&self.journal.id)
     }
 }
@@ -142,28 +152,6 @@ pub(crate) struct Store {
     directory: PathBuf,
 }
 
-/// What a data directory that belongs to a session says of it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Claim {
-    pub(crate) session: SessionId,
-    pub(crate) journal: PathBuf,
-}
-
-impl Claim {
-    /// Reads `session.json` of a session's directory; nothing where there is none.
-    pub(crate) fn read(session_directory: &Path) -> anyhow::Result<Option<Self>> {
-        read_json(&session_directory.join(CLAIM))
-    }
-
-    /// Writes it. The directory itself was made by us alone, so nobody else can hold it.
-    pub(crate) fn write(&self, session_directory: &Path) -> anyhow::Result<()> {
-        let bytes = serde_json::to_vec_pretty(self)?;
-        Ok(durable::write_atomically(&session_directory.join(CLAIM), &bytes, 0o600)?)
-    }
-}
-
-/// Says whose a data directory is.
-const CLAIM: &str = "session.json";
 /// How many journals of finished restores are kept.
 const FINISHED_KEPT: usize = 50;
 
@@ -219,7 +207,9 @@ impl Store {
         let known = read_json(&self.journal_path(id))?;
         known.ok_or_else(|| {
             let message = format!("there is no session {id} in {}", self.directory.display());
-            Failure::new(Exit::Usage, message).hint("`pghydrant sessions` lists them; --state DIR looks elsewhere").into()
+            Failure::new(Exit::Usage, message)
+                .hint("`pghydrant sessions` lists them; --state DIR looks elsewhere")
+                .into()
         })
     }
 
@@ -231,9 +221,8 @@ impl Store {
             Err(cause) if cause.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
             Err(cause) => return Err(engine::Error::io("list", &self.directory, cause).into()),
         };
-        let mut ids: Vec<SessionId> = entries
-            .filter_map(|entry| entry.ok()?.file_name().to_str()?.strip_suffix(".json")?.parse().ok())
-            .collect();
+        let mut ids: Vec<SessionId> =
+            entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.strip_suffix(".json")?.parse().ok()).collect();
         ids.sort();
         Ok(ids.iter().map(|id| Ok((self.read(id)?, self.driver(id)))).collect())
     }
@@ -298,7 +287,9 @@ impl Store {
         let Ok(all) = self.list() else { return };
         let finished: Vec<SessionId> = all
             .into_iter()
-            .filter_map(|entry| entry.ok().filter(|(journal, driver)| journal.phase == Phase::Finished && driver.is_none()))
+            .filter_map(|entry| {
+                entry.ok().filter(|(journal, driver)| journal.phase == Phase::Finished && driver.is_none())
+            })
             .map(|(journal, _)| journal.id)
             .collect();
         for id in finished.iter().rev().skip(FINISHED_KEPT) {
@@ -311,9 +302,9 @@ impl Store {
 
 fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> anyhow::Result<Option<T>> {
     match std::fs::read(path) {
-        Ok(bytes) => serde_json::from_slice(&bytes)
-            .map(Some)
-            .with_context(|| format!("{} is not a session's", path.display())),
+        Ok(bytes) => {
+            serde_json::from_slice(&bytes).map(Some).with_context(|| format!("{} is not a session's", path.display()))
+        }
         Err(cause) if cause.kind() == ErrorKind::NotFound => Ok(None),
         Err(cause) => Err(engine::Error::io("read", path, cause).into()),
     }

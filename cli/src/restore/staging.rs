@@ -81,7 +81,12 @@ pub(crate) fn segments(archive: &WalArchive, path: &History, start: Lsn) -> anyh
     Ok(in_order(path, &present, start.0 / segment_bytes, segment_bytes))
 }
 
-fn in_order(path: &History, present: &BTreeMap<Timeline, BTreeSet<u64>>, first: u64, segment_bytes: u64) -> Vec<SegmentName> {
+fn in_order(
+    path: &History,
+    present: &BTreeMap<Timeline, BTreeSet<u64>>,
+    first: u64,
+    segment_bytes: u64,
+) -> Vec<SegmentName> {
     // Newest first, each with the segment in which it begins.
     let begins = path.ancestors.iter().map(|ancestor| ancestor.left_at.0 / segment_bytes);
     let timelines = path.ancestors.iter().map(|ancestor| ancestor.timeline).chain([path.timeline]);
@@ -122,7 +127,14 @@ impl Stager {
         files::remove(&directory)?;
         files::make_directory(&directory, owner)?;
         let shared = Arc::new(Shared::default());
-        let work = Work { feed, directory: directory.clone(), segments, segment_bytes, owner: owner.clone(), shared: Arc::clone(&shared) };
+        let work = Work {
+            feed,
+            directory: directory.clone(),
+            segments,
+            segment_bytes,
+            owner: owner.clone(),
+            shared: Arc::clone(&shared),
+        };
         let thread = std::thread::Builder::new().name("wal staging".to_owned()).spawn(move || work.run())?;
         Ok(Self { shared, thread: Some(thread), directory })
     }
@@ -217,7 +229,8 @@ mod tests {
         // Timeline 2 left timeline 1 in segment 5; the archive has that segment of both.
         let path = History::parse(Timeline(2), "1\t0/5000100\tx\n").unwrap();
         let present = [(Timeline(1), (3..=7).collect()), (Timeline(2), [5, 6].into())].into();
-        let names: Vec<_> = in_order(&path, &present, 3, 16 << 20).into_iter().map(|s| (s.timeline.0, s.number)).collect();
+        let names: Vec<_> =
+            in_order(&path, &present, 3, 16 << 20).into_iter().map(|s| (s.timeline.0, s.number)).collect();
         assert_eq!(names, [(1, 3), (1, 4), (2, 5), (2, 6), (1, 7)]);
     }
 

@@ -11,8 +11,11 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use engine::blocks::Scratch;
 use engine::format::backup::BackupInfo;
 use engine::format::file::FileKind;
+use engine::hydration;
+use engine::io::LocalDisk;
 use engine::repository::{Backup, Cluster};
 use engine::units::{Lsn, SessionId, Timeline};
 use engine::wal::history::History;
@@ -23,10 +26,7 @@ use rustix::fs::Access;
 
 use super::choose::{self, Choice, Histories};
 use super::conf;
-use super::files::LOST_AND_FOUND;
-use super::plan::SESSION_DIRECTORY;
 use super::preflight::{Problem, Request};
-use super::session::Claim;
 use super::target::Goal;
 use crate::postgres::binaries::Binaries;
 use crate::postgres::owner::Owner;
@@ -47,7 +47,7 @@ pub(crate) struct Facts {
     /// By the directory as it was asked for: the data directory, then each tablespace that is known.
     pub(crate) places: Vec<(PathBuf, Found)>,
     pub(crate) port: PortFacts,
-    pub(crate) fuse: Result<(), String>,
+    pub(crate) fuse: Result<(), crate::mount::Reason>,
     /// Whether the owner, who runs `wal fetch`, can use our program and read the repository.
     pub(crate) owner_reads: Result<(), String>,
 }
@@ -148,27 +148,21 @@ pub(crate) fn look(request: &Request, cluster: &Cluster) -> anyhow::Result<Facts
     let binaries = find_binaries(request, &backups);
     let place = locate(request, &backups, &histories, &archive, binaries.as_ref().ok());
     let found_place = place.as_ref().ok().copied().flatten();
-    let choice = choose::choose(
-        &backups,
-        request.backup.as_ref(),
-        request.timeline,
-        &request.goal,
-        found_place,
-        &histories,
-    )
-    .map(|Choice { backup, path }| (backup.clone(), path));
+    let choice =
+        choose::choose(&backups, request.backup.as_ref(), request.timeline, &request.goal, found_place, &histories)
+            .map(|Choice { backup, path }| (backup.clone(), path));
     let backup = choice.as_ref().ok().map(|(info, _)| cluster.backup(&info.label)).transpose()?;
     let contents = backup.as_ref().map(contents).transpose()?.unwrap_or_default();
     let wal = match (&choice, place) {
-        (Ok((info, path)), Ok(place)) => {
-            wal_facts(request, info, path, place, &archive, binaries.as_ref().ok()).map_err(|error| format!("{error:#}"))
-        }
+        (Ok((info, path)), Ok(place)) => wal_facts(request, info, path, place, &archive, binaries.as_ref().ok())
+            .map_err(|error| format!("{error:#}")),
         (_, Err(error)) => Err(format!("{error:#}")),
         (Err(_), Ok(_)) => Ok(WalFacts::default()),
     };
     let owner = owner(request, choice.as_ref().ok().map(|(info, _)| info));
     let tablespaces = choice.as_ref().ok().map(|(info, _)| request.tablespace_directories(info)).unwrap_or_default();
-    let directories = std::iter::once(request.data.clone()).chain(tablespaces.into_iter().map(|(_, directory)| directory));
+    let directories =
+        std::iter::once(request.data.clone()).chain(tablespaces.into_iter().map(|(_, directory)| directory));
     let places = directories.map(|path| (path.clone(), look_at_place(&path, owner.as_ref().ok()))).collect();
     let port = look_at_port(request, choice.as_ref().ok().map(|(info, _)| info), &contents);
     Ok(Facts {
@@ -183,7 +177,7 @@ pub(crate) fn look(request: &Request, cluster: &Cluster) -> anyhow::Result<Facts
         wal,
         places,
         port,
-        fuse: look_at_fuse(),
+        fuse: crate::mount::fuse_usable(),
     })
 }
 
@@ -240,8 +234,7 @@ fn locate(
         backups.iter().filter(|info| request.backup.as_ref().is_none_or(|label| info.label == *label)).collect();
     let mut until = None;
     for info in candidates.into_iter().rev() {
-        let chosen =
-            choose::choose(std::slice::from_ref(info), None, request.timeline, &Goal::Latest, None, histories);
+        let chosen = choose::choose(std::slice::from_ref(info), None, request.timeline, &Goal::Latest, None, histories);
         let Ok(Choice { path, .. }) = chosen else { continue };
         let mut place = None;
         scan(archive, binaries, &path, info.wal.stop, until, Kind::RestorePoints, &mut |record| match record.event {
@@ -329,12 +322,13 @@ fn contents(backup: &Backup) -> anyhow::Result<Contents> {
 /// A file of the backup, if it is there and no larger than a configuration may be.
 pub(super) fn small_file(backup: &Backup, path: &str) -> anyhow::Result<Option<Vec<u8>>> {
     const BYTES_MAX: u64 = 16 << 20;
-    let Some(file) = backup.manifest.file(path)?.filter(|file| file.kind == FileKind::Regular && file.bytes <= BYTES_MAX)
+    let Some(file) =
+        backup.manifest.file(path)?.filter(|file| file.kind == FileKind::Regular && file.bytes <= BYTES_MAX)
     else {
         return Ok(None);
     };
     let mut bytes = vec![0; usize::try_from(file.bytes)?];
-    let read = backup.blocks().read_range(&file, 0, &mut bytes)?;
+    let read = backup.blocks().read_range(&file, 0, &mut bytes, &mut Scratch::default())?;
     bytes.truncate(read);
     Ok(Some(bytes))
 }
@@ -421,8 +415,12 @@ fn look_at_place(path: &Path, owner: Option<&Owner>) -> Found {
     let real_nearest = std::fs::canonicalize(nearest).unwrap_or_else(|_| nearest.to_owned());
     let below = path.strip_prefix(nearest).unwrap_or(Path::new(""));
     let real = if below.as_os_str().is_empty() { real_nearest.clone() } else { real_nearest.join(below) };
-    let missing: Vec<PathBuf> =
-        real.ancestors().skip(1).take_while(|above| above.starts_with(&real_nearest) && **above != real_nearest).map(Path::to_owned).collect();
+    let missing: Vec<PathBuf> = real
+        .ancestors()
+        .skip(1)
+        .take_while(|above| above.starts_with(&real_nearest) && **above != real_nearest)
+        .map(Path::to_owned)
+        .collect();
     let what = if nearest == path { look_into(&real) } else { What::Absent };
     let nearest_is_place = nearest == path;
     let test = |flag: &str, path: &Path| {
@@ -450,16 +448,16 @@ fn look_into(path: &Path) -> What {
     if !path.is_dir() {
         return What::NoDirectory;
     }
-    match Claim::read(&path.join(SESSION_DIRECTORY)) {
-        Ok(Some(claim)) => return What::Ours(claim.session),
+    match hydration::session_in(path, &LocalDisk::new()) {
+        Ok(Some((session, _))) => return What::Ours(session),
         Ok(None) => {}
-        Err(error) => return unknown(error),
+        Err(error) => return unknown(error.into()),
     }
     let entries = match std::fs::read_dir(path) {
         Ok(entries) => entries,
         Err(cause) => return unknown(engine::Error::io("list", path, cause).into()),
     };
-    let mut names = entries.filter_map(|entry| Some(entry.ok()?.file_name())).filter(|name| name != LOST_AND_FOUND);
+    let mut names = entries.filter_map(|entry| Some(entry.ok()?.file_name()));
     let Some(first) = names.next() else { return What::Empty };
     if path.join("PG_VERSION").exists() || path.join("postmaster.pid").exists() {
         return match postmaster::running_in(path) {
@@ -485,7 +483,8 @@ fn file_system(path: &Path) -> Result<FileSystem, String> {
 
 fn look_at_port(request: &Request, info: Option<&BackupInfo>, contents: &Contents) -> PortFacts {
     let setting = |name: &str| {
-        let from_files = [&contents.auto, &contents.conf].into_iter().flatten().find_map(|text| conf::value_of(text, name));
+        let from_files =
+            [&contents.auto, &contents.conf].into_iter().flatten().find_map(|text| conf::value_of(text, name));
         from_files.or_else(|| info?.server.settings.get(name).cloned())
     };
     let number = request.port.or_else(|| setting("port")?.parse().ok()).unwrap_or(5432);
@@ -499,7 +498,8 @@ fn look_at_port(request: &Request, info: Option<&BackupInfo>, contents: &Content
 
 /// What uses a port, on the addresses and in the socket directories of the configuration.
 fn port_in_use(number: u16, addresses: &str, sockets: &str) -> Option<String> {
-    let names = |list: &str| list.split(',').map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect();
+    let names =
+        |list: &str| list.split(',').map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect();
     let addresses: Vec<String> = names(addresses);
     let address = addresses.iter().find_map(|address| {
         let host = if address == "*" { "0.0.0.0" } else { address.as_str() };
@@ -508,22 +508,11 @@ fn port_in_use(number: u16, addresses: &str, sockets: &str) -> Option<String> {
     });
     let sockets: Vec<String> = names(sockets);
     address.or_else(|| {
-        sockets.iter().map(|directory| format!("{directory}/.s.PGSQL.{number}")).find(|path| UnixStream::connect(path).is_ok())
+        sockets
+            .iter()
+            .map(|directory| format!("{directory}/.s.PGSQL.{number}"))
+            .find(|path| UnixStream::connect(path).is_ok())
     })
-}
-
-fn look_at_fuse() -> Result<(), String> {
-    let device = Path::new("/dev/fuse");
-    let opened = std::fs::OpenOptions::new().read(true).write(true).open(device);
-    opened.map_err(|cause| engine::Error::io("open", device, cause).to_string())?;
-    if rustix::process::geteuid().is_root() {
-        return Ok(());
-    }
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = ["fusermount3", "fusermount"]
-        .iter()
-        .any(|name| std::env::split_paths(&path).any(|directory| directory.join(name).is_file()));
-    found.then_some(()).ok_or_else(|| "fusermount3 is not installed".to_owned())
 }
 
 fn owner_reads(owner: &Owner, request: &Request) -> Result<(), String> {
@@ -533,11 +522,23 @@ fn owner_reads(owner: &Owner, request: &Request) -> Result<(), String> {
     };
     let cluster = request.repository.join("clusters").join(request.cluster.as_str());
     if !test("-x", &request.program) {
-        return Err(format!("{} cannot run {}, which PostgreSQL needs as its restore_command", owner.name, request.program.display()));
+        return Err(format!(
+            "{} cannot run {}, which PostgreSQL needs as its restore_command",
+            owner.name,
+            request.program.display()
+        ));
     }
-    for (flag, path) in [("-r", request.repository.join("pghydrant.json")), ("-r", cluster.join("cluster.json")), ("-x", cluster.join("wal"))] {
+    for (flag, path) in [
+        ("-r", request.repository.join("pghydrant.json")),
+        ("-r", cluster.join("cluster.json")),
+        ("-x", cluster.join("wal")),
+    ] {
         if path.exists() && !test(flag, &path) {
-            return Err(format!("{} cannot read {}, which holds the WAL that PostgreSQL fetches", owner.name, path.display()));
+            return Err(format!(
+                "{} cannot read {}, which holds the WAL that PostgreSQL fetches",
+                owner.name,
+                path.display()
+            ));
         }
     }
     Ok(())

@@ -76,7 +76,8 @@ impl Goal {
         }
         if let Some(name) = &goals.target_name {
             let fits = (1..=NAME_BYTES_MAX).contains(&name.len()) && !name.contains(char::is_control);
-            let refuse = || format!("\"{}\" cannot be a restore point: 1 to {NAME_BYTES_MAX} bytes", name.escape_debug());
+            let refuse =
+                || format!("\"{}\" cannot be a restore point: 1 to {NAME_BYTES_MAX} bytes", name.escape_debug());
             return fits.then(|| Self::Name(name.clone())).ok_or_else(refuse);
         }
         Ok(if goals.target_immediate { Self::Immediate } else { Self::Latest })
@@ -206,12 +207,8 @@ mod tests {
 
     #[test]
     fn unused_goals_are_emptied_before_ours_is_set() {
-        let target = Target {
-            goal: Goal::Name("it's".into()),
-            exclusive: true,
-            timeline: Timeline(3),
-            action: Action::Pause,
-        };
+        let target =
+            Target { goal: Goal::Name("it's".into()), exclusive: true, timeline: Timeline(3), action: Action::Pause };
         let settings: Vec<_> = target.settings().into_iter().map(|setting| (setting.name, setting.value)).collect();
         let wanted = [
             ("recovery_target", ""),

@@ -1,19 +1,23 @@
 //! The verbs on sessions: what they make of a journal before [`super::drive`] goes on with it.
 
+use engine::hydration;
+use engine::io::{LocalDisk, durable};
 use engine::units::SessionId;
 use jiff::Timestamp;
 use serde_json::json;
 
 use super::configure::Configuration;
-use super::plan::{Before, Place, SESSION_DIRECTORY};
-use super::recover;
-use super::session::{Claim, Journal, Phase, Session, Store};
+use super::plan::Before;
+use super::session::{Journal, Phase, Session, Store};
 use super::target::Action;
-use super::{files, staging};
+use super::{copy, files, recover};
 use crate::context::Context;
 use crate::exit::{Exit, Failure};
 use crate::human;
 use crate::postgres::instance::{Condition, StopMode};
+
+/// A server that is stopped at once ends at once.
+const STOP_PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// `sessions`: the oldest first.
 pub(crate) fn list(context: &Context) -> anyhow::Result<Exit> {
@@ -79,13 +83,14 @@ pub(crate) fn cancel(id: &SessionId, context: &Context) -> anyhow::Result<Exit> 
         Phase::Reverting => {
             let message = format!("session {id} has left recovery: its server is a database of its own now");
             return Err(Failure::new(Exit::Usage, message)
-                .hint(format!("`pghydrant retry {id}` finishes it; stop that server and remove its directory to be rid of it"))
+                .hint(format!(
+                    "`pghydrant retry {id}` finishes it; stop that server and remove its directory to be rid of it"
+                ))
                 .into());
         }
         Phase::Copying | Phase::Configuring | Phase::Publishing | Phase::Recovering => {}
     }
     let step = context.output.step("cancel");
-    refuse_unless_ours(&session)?;
     remove(&session)?;
     let data = journal.plan.data().display().to_string();
     step.done(&data);
@@ -100,65 +105,35 @@ fn finished(id: &SessionId) -> anyhow::Error {
     Failure::new(Exit::Usage, format!("session {id} is finished")).hint("`pghydrant sessions` lists what is not").into()
 }
 
-/// Nothing is removed from a directory that does not say that it is this session's.
-fn refuse_unless_ours(session: &Session) -> anyhow::Result<()> {
-    let journal = &session.journal;
-    let claim = Claim::read(&journal.plan.session_directory())?;
-    if claim.as_ref().is_some_and(|claim| claim.session == journal.id) || !has_anything(&journal.plan.data)? {
-        return Ok(());
-    }
-    let message = format!("{} does not say that it belongs to session {}", journal.plan.data().display(), journal.id);
-    Err(Failure::new(Exit::Refused, message).hint("look at that directory, and remove it yourself if it is not needed").into())
-}
-
-fn has_anything(place: &Place) -> anyhow::Result<bool> {
-    match std::fs::read_dir(&place.path) {
-        // A session's directory without its claim is one that a crash left at the very beginning.
-        Ok(entries) => Ok(entries.flatten().any(|entry| {
-            let name = entry.file_name();
-            name != files::LOST_AND_FOUND && name != SESSION_DIRECTORY
-        })),
-        Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => Ok(false),
-        Err(cause) => Err(engine::Error::io("list", &place.path, cause).into()),
-    }
-}
-
 /// The server is stopped, then everything goes: `pg_control` first, so that nothing half removed can start, and the
-/// claim last, so that a cancel that was interrupted can be done again.
+/// map, which says whose the directory is, last, so that a cancel that was interrupted can be done again.
 fn remove(session: &Session) -> anyhow::Result<()> {
     let journal = &session.journal;
     let plan = &journal.plan;
-    if journal.phase == Phase::Recovering {
+    let disk = LocalDisk::new();
+    let ours = hydration::session_in(plan.data(), &disk)?.is_some_and(|(id, _)| id == journal.id);
+    if ours && journal.phase == Phase::Recovering {
         let instance = recover::instance(plan)?;
         if instance.condition()? != Condition::Down {
-            instance.stop(StopMode::Immediate, std::time::Duration::from_secs(60))?;
+            instance.stop(StopMode::Immediate, STOP_PATIENCE)?;
         }
     }
-    files::remove(&plan.data().join(crate::postgres::control::PATH))?;
-    files::remove(&plan.data().join(staging::DIRECTORY))?;
-    for tablespace in &plan.tablespaces {
-        take_away(&tablespace.place)?;
-    }
-    let socket = Configuration::socket_directory_of(plan, &journal.id);
-    if socket != plan.session_directory() {
-        files::remove(&socket)?;
-    }
-    files::empty_but(plan.data(), SESSION_DIRECTORY)?;
-    files::remove(&plan.session_directory())?;
-    take_away(&plan.data)
-}
-
-/// Back to what was there before.
-fn take_away(place: &Place) -> anyhow::Result<()> {
-    files::empty(&place.path)?;
-    if place.before == Before::Absent {
-        files::remove(&place.path)?;
-    }
-    for parent in place.missing_parents.iter().rev() {
-        // Somebody else may use it by now.
-        if std::fs::remove_dir(parent).is_err() {
-            break;
+    if ours {
+        durable::remove_durably(&plan.data().join(crate::postgres::control::PATH))?;
+        let socket = Configuration::socket_directory_of(plan, &journal.id);
+        if socket != plan.session_directory() {
+            files::remove(&socket)?;
         }
+    }
+    hydration::remove_all(&copy::layout(plan), &journal.id, &disk)?;
+    // What a crash left before the map could say that we made it. None of this removes what is not empty.
+    for place in plan.places().filter(|place| place.before == Before::Absent) {
+        let made = std::iter::once(&place.path).chain(place.missing_parents.iter().rev());
+        let _ = made.map(std::fs::remove_dir).take_while(Result::is_ok).count();
+    }
+    if let Some(mountpoint) = &journal.mount {
+        // Its server ended with the process that drove the session; the empty directory is left.
+        let _ = std::fs::remove_dir(mountpoint);
     }
     Ok(())
 }
@@ -185,7 +160,8 @@ fn line(journal: &Journal, driver: Option<u32>) -> String {
     };
     let age = Timestamp::now().duration_since(journal.updated_at);
     let age = human::duration(age.try_into().unwrap_or_default());
-    let mut text = format!("{id}  {state}, {age} ago  {} of {} to {}", plan.backup, plan.cluster, plan.data().display());
+    let mut text =
+        format!("{id}  {state}, {age} ago  {} of {} to {}", plan.backup, plan.cluster, plan.data().display());
     if let (Some(broken), None) = (&journal.broken, driver) {
         text.push_str(&format!("\n    {}", broken.message));
     }

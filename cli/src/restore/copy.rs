@@ -1,0 +1,216 @@
+//! The copy: from the mount (or the blocks) to files that a server can start from.
+//!
+//! The engine moves the bytes ([`engine::hydration`]); this file gives it its place in the restore. The order is what
+//! keeps a half-done copy from starting: blocks, then the configuration, then `backup_label`, then `pg_control`.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use engine::Error;
+use engine::hydration::{Fill, Filled, Hydration, Layout, Source as FillSource};
+use engine::io::{LocalDisk, durable};
+use engine::wal::name::SegmentName;
+
+use super::Restore;
+use super::plan::{Plan, Source};
+use super::session::Phase;
+use super::staging::Feed;
+use super::{files, marker};
+use crate::exit::{Exit, Failure};
+use crate::mount::{MountRequest, SessionMount};
+use crate::postgres::binaries::Binaries;
+use crate::postgres::owner::Owner;
+
+/// A copy whose blocks are all durable.
+pub(super) struct Copied {
+    hydration: Hydration,
+    filled: Filled,
+    /// The data directory, locked: another restore into it waits for nothing, it is refused.
+    _lock: File,
+}
+
+impl Restore<'_> {
+    /// Mounts the backup, if the copy reads it from there and is not done yet.
+    pub(super) fn mount(&mut self) -> anyhow::Result<Option<SessionMount>> {
+        if self.plan().source == Source::Blocks || self.session.journal.phase >= Phase::Recovering {
+            return Ok(None);
+        }
+        let step = self.context.output.step("mount");
+        let plan = self.plan();
+        let request = MountRequest {
+            repository: plan.repository.clone(),
+            cluster: plan.cluster.clone(),
+            backup: plan.backup.clone(),
+            session: self.session.journal.id.clone(),
+            mount_directory: plan.mount_directory.clone(),
+            owner: (plan.owner.uid, plan.owner.gid),
+            memory_bytes: None,
+            log: self.session.mount_log(),
+        };
+        let mount = SessionMount::start(&request)?;
+        mount.prove()?;
+        self.session.journal.mount = Some(mount.mountpoint().to_owned());
+        self.session.save()?;
+        let place = mount.mountpoint().display().to_string();
+        let time = step.done(&place);
+        self.session.note_step("mount", time.as_secs_f64(), place);
+        Ok(Some(mount))
+    }
+
+    /// Takes the mount away.
+    pub(super) fn unmount(&mut self, mount: Option<SessionMount>) -> anyhow::Result<()> {
+        let Some(mount) = mount else { return Ok(()) };
+        let step = self.context.output.step("unmount");
+        mount.stop()?;
+        self.session.journal.mount = None;
+        self.session.remove_mount_log()?;
+        let time = step.done("");
+        self.session.note_step("unmount", time.as_secs_f64(), "");
+        Ok(())
+    }
+
+    /// Writes every block that is missing. All of it is durable afterwards.
+    pub(super) fn copy(&mut self, mount: Option<&SessionMount>) -> anyhow::Result<Copied> {
+        let plan = self.plan();
+        let owner = rustix::process::geteuid().is_root();
+        let owner = owner.then_some(engine::io::Owner { uid: plan.owner.uid, gid: plan.owner.gid });
+        let gate = lock_above(plan.data())?;
+        let begun = Hydration::begin(
+            self.backup.clone(),
+            &layout(plan),
+            &self.session.journal.id,
+            owner,
+            Arc::new(LocalDisk::new()),
+        );
+        let hydration = begun?;
+        let lock = lock_directory(plan.data())?;
+        drop(gate);
+        let fill = Fill {
+            source: match mount {
+                Some(mount) => FillSource::Mount(mount.mountpoint().to_owned()),
+                None => FillSource::Blocks,
+            },
+            workers: self.context.workers()?,
+            memory_bytes: usize::try_from(self.context.memory_bytes()?).unwrap_or(usize::MAX),
+        };
+        let phase = self.context.output.phase("copy", plan.bytes);
+        let step = self.context.output.step("copy");
+        let filled = hydration.outline(fill.workers, &phase).and_then(|_| hydration.fill(&fill, &phase));
+        let figures = phase.finish();
+        let filled = filled.map_err(|error| explain(error, mount))?;
+        let resumed = if filled.present_blocks > 0 {
+            format!(", {} blocks were there already", filled.present_blocks)
+        } else {
+            String::new()
+        };
+        let detail = format!("{}{resumed}; {}", figures.text(), filled.io);
+        let time = step.done(&detail);
+        self.session.note_step("copy", time.as_secs_f64(), detail);
+        Ok(Copied { hydration, filled, _lock: lock })
+    }
+
+    /// The configuration, before anything can start.
+    pub(super) fn configure(&mut self) -> anyhow::Result<()> {
+        let step = self.context.output.step("configure");
+        self.session.enter(Phase::Configuring)?;
+        let owner = Owner::named(&self.plan().owner.name)
+            .or_else(|_| Owner::numbered(self.plan().owner.uid, self.plan().owner.gid))?;
+        let configuration = self.configuration()?;
+        let detail = if self.plan().no_start {
+            configuration.leave_for_first_start()?;
+            format!("recovery.signal and postgresql.auto.conf, to {}", self.plan().target)
+        } else {
+            let originals = configuration.begin(&Binaries::in_directory(&self.plan().programs)?, &owner)?;
+            self.session.journal.originals = Some(originals);
+            self.session.save()?;
+            format!("to {}", self.plan().target)
+        };
+        if !self.plan().adopt {
+            marker::set(self.plan(), &self.session.journal.id)?;
+        }
+        let time = step.done(&detail);
+        self.session.note_step("configure", time.as_secs_f64(), detail);
+        Ok(())
+    }
+
+    /// `backup_label`, then `pg_control`: from here on a server can start. It does so right away, so the map is closed.
+    pub(super) fn publish(&mut self, copied: &Copied, mount: Option<&SessionMount>) -> anyhow::Result<()> {
+        if self.plan().no_start {
+            self.bring_backup_wal(mount)?;
+        }
+        self.session.enter(Phase::Publishing)?;
+        copied.hydration.place_last(&copied.filled)?;
+        if !self.plan().no_start {
+            // The journal first: a crash in between leaves a map that is open, and that nobody opens again.
+            self.session.enter(Phase::Recovering)?;
+            copied.hydration.close()?;
+        }
+        Ok(())
+    }
+
+    /// The WAL that makes the backup consistent, in `pg_wal` itself: for who checks or starts the copy without us.
+    fn bring_backup_wal(&mut self, mount: Option<&SessionMount>) -> anyhow::Result<()> {
+        let step = self.context.output.step("wal");
+        let plan = self.plan();
+        let (range, segment_bytes) = (&self.backup.info.wal, self.backup.info.server.wal_segment_bytes);
+        let feed = match mount {
+            Some(mount) => Feed::Mount(mount.mountpoint().join("wal")),
+            None => Feed::Archive(self.backup.cluster.wal()),
+        };
+        let first = SegmentName::holding(range.timeline, range.start, segment_bytes);
+        let last = SegmentName::ending_at(range.timeline, range.stop, segment_bytes);
+        for number in first.number..=last.number {
+            let name = SegmentName { timeline: range.timeline, number }.file_name(segment_bytes);
+            let path = plan.data().join("pg_wal").join(&name);
+            let part = plan.session_directory().join("segment.part");
+            files::remove(&part)?;
+            anyhow::ensure!(
+                feed.bring(&name, &part)?,
+                Failure::new(
+                    Exit::Failed,
+                    format!("WAL segment {name}, which the backup needs, is not in the archive")
+                )
+            );
+            files::give(&part, &plan.owner)?;
+            durable::rename_durably(&part, &path)?;
+        }
+        let detail = format!("{} segments", last.number + 1 - first.number);
+        let time = step.done(&detail);
+        self.session.note_step("wal", time.as_secs_f64(), detail);
+        Ok(())
+    }
+}
+
+/// The directories of a plan, as the engine has them.
+pub(super) fn layout(plan: &Plan) -> Layout {
+    let tablespaces: BTreeMap<u32, PathBuf> =
+        plan.tablespaces.iter().map(|tablespace| (tablespace.oid, tablespace.place.path.clone())).collect();
+    Layout { data: plan.data().to_owned(), tablespaces, wal: None }
+}
+
+/// Two restores that begin at the same moment: the nearest directory that exists lets one through at a time.
+fn lock_above(data: &Path) -> anyhow::Result<File> {
+    let above = data.ancestors().skip(1).find(|path| path.is_dir()).unwrap_or(Path::new("/"));
+    let directory = File::open(above).map_err(|cause| Error::io("open", above, cause))?;
+    directory.lock().map_err(|cause| Error::io("lock", above, cause))?;
+    Ok(directory)
+}
+
+fn lock_directory(data: &Path) -> anyhow::Result<File> {
+    let directory = File::open(data).map_err(|cause| Error::io("open", data, cause))?;
+    directory
+        .try_lock()
+        .map_err(|_| Failure::new(Exit::Refused, format!("another restore works in {}", data.display())))?;
+    Ok(directory)
+}
+
+/// What the mount's server said, where the copier only saw an error of the mount.
+fn explain(error: Error, mount: Option<&SessionMount>) -> anyhow::Error {
+    let said = mount.filter(|mount| mount.prove().is_err()).and_then(SessionMount::last_words);
+    match said {
+        Some(words) => anyhow::Error::from(error).context(format!("the mount's server ended: {words}")),
+        None => error.into(),
+    }
+}
