@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 
 gib=${PGHYDRANT_BENCH_GIB:-3}
 rounds=${PGHYDRANT_BENCH_ROUNDS:-3}
-compressions=${PGHYDRANT_BENCH_COMPRESSIONS:-none lz4 zstd}
+compressions=${PGHYDRANT_BENCH_COMPRESSIONS-none lz4 zstd}
 sources=${PGHYDRANT_BENCH_SOURCES:-mount blocks}
 place=${PGHYDRANT_BENCH_DIR:-/var/tmp/pghydrant-bench}
 user=${PGHYDRANT_BENCH_USER:-postgres}
@@ -141,7 +141,7 @@ done
 
 # --- the result ------------------------------------------------------------------------------------------------------
 median() { tr ' ' '\n' | grep . | sort -g | awk '{ value[NR] = $1 } END { print (value[int((NR + 1) / 2)] + value[int((NR + 2) / 2)]) / 2 }'; }
-filesystem=$(stat -f -c %T "$place")
+filesystem=$(findmnt -n -o FSTYPE -T "$place")
 model=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)
 echo
 echo "$model, $(nproc) cores, $(awk '/MemTotal/ { printf "%.0f GiB", $2 / 1048576 }' /proc/meminfo), Linux $(uname -r), $filesystem"
