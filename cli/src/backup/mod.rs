@@ -156,6 +156,9 @@ fn back_up(
     step.done(&format!("after {}", human::duration(began.elapsed())));
 
     let report = Report { backup: &backup, wal_origin, copy: &copy_result };
+    if let Some(damage) = report.damage() {
+        output.error(&damage.into());
+    }
     output.result(&report.text(), &report);
     Ok(backup)
 }

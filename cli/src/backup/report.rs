@@ -7,11 +7,12 @@ use engine::format::backup::{BackupInfo, BadPage};
 use serde::Serialize;
 
 use super::wal::Origin;
+use crate::exit::{Exit, Failure};
 use crate::human;
 use crate::output::PhaseResult;
 
-/// Bad pages that the text lists; the JSON object and `show` have all.
-const PAGES_LISTED: usize = 20;
+/// Damaged pages that the message lists; the JSON object and `show` have all.
+const PAGES_LISTED: usize = 10;
 
 /// The result as an object: the backup's description, and how it went.
 #[derive(Debug, Serialize)]
@@ -48,21 +49,30 @@ impl Report<'_> {
         let wal = &backup.wal;
         let _ = writeln!(text, "  WAL {} to {} on timeline {}, {origin}", wal.start, wal.stop, wal.timeline);
         let _ = writeln!(text, "  took {}", human::duration(Duration::from_millis(totals.milliseconds)));
-        text.push_str(&damage(&backup.bad_pages));
         text
+    }
+
+    /// What to say of pages that were damaged before we read them.
+    pub(super) fn damage(&self) -> Option<Failure> {
+        let BackupInfo { label, bad_pages, .. } = self.backup;
+        let pages: Vec<String> = bad_pages.iter().take(PAGES_LISTED).map(name).collect();
+        if pages.is_empty() {
+            return None;
+        }
+        let more = bad_pages.len().saturating_sub(pages.len());
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let message = format!(
+            "backup {label} is complete, but {} pages have wrong checksums in the cluster itself: {}{more}",
+            bad_pages.len(),
+            pages.join(", ")
+        );
+        let hint = "find out which relation it is with pg_filenode_relation(), and restore it from an older backup; \
+            `pghydrant show` lists all pages";
+        Some(Failure::new(Exit::DamagedPages, message).hint(hint))
     }
 }
 
-fn damage(pages: &[BadPage]) -> String {
-    if pages.is_empty() {
-        return String::new();
-    }
-    let mut text = format!("damaged at the source: {} pages have a wrong checksum\n", pages.len());
-    for BadPage { path, page, stored, computed } in pages.iter().take(PAGES_LISTED) {
-        let _ = writeln!(text, "  {path} page {page}: stored {stored:04x}, computed {computed:04x}");
-    }
-    if pages.len() > PAGES_LISTED {
-        let _ = writeln!(text, "  … and {} more: see `pghydrant show`", pages.len() - PAGES_LISTED);
-    }
-    text
+fn name(page: &BadPage) -> String {
+    let BadPage { path, page, stored, computed } = page;
+    format!("{path} page {page} (stored {stored:04x}, computed {computed:04x})")
 }

@@ -336,6 +336,56 @@ mod tests {
         }
     }
 
+    /// The first 296 bytes of the control file of a PostgreSQL 15.18 cluster in production.
+    const REAL_15: &str = "\
+        ec50b95d61dc026b1405000025770d0c0600000000000000c7dc026b00000000\
+        1001001300000000d80000130000000001000000010000000100000000000000\
+        ef02000000000000006000000100000000000000cc0200000100000001000000\
+        0100000000000000c7dc026b000000000000000000000000ef02000000000000\
+        e803000000000000000000000000000000000000000000000000000000000000\
+        000000000000000000000000010000000000000064000000080000000a000000\
+        000000004000000000000000080000000000000087d632410020000000000200\
+        00200000000000014000000020000000cc070000000800000100000001000000\
+        7f63bd21fb77bc9e774c7649e51e3b81e38a8164b471c1b63138c0b871c29c9a\
+        64d8de3000000000";
+
+    #[test]
+    fn a_real_file_is_read_as_pg_controldata_reads_it() {
+        let bytes: Vec<u8> =
+            (0..REAL_15.len()).step_by(2).map(|at| u8::from_str_radix(&REAL_15[at..at + 2], 16).unwrap()).collect();
+        let control = ControlFile::parse(&bytes).unwrap();
+        let expected = ControlFile {
+            system_identifier: SystemIdentifier(7_710_967_822_754_074_860),
+            control_version: 1300,
+            catalog_version: 202_209_061,
+            state: State::InProduction,
+            modified_unix: 1_795_349_703,
+            checkpoint: Lsn(0x1300_0110),
+            redo: Lsn(0x1300_00D8),
+            timeline: Timeline(1),
+            previous_timeline: Timeline(1),
+            next_xid: 751,
+            checkpoint_unix: 1_795_349_703,
+            min_recovery_point: Lsn(0),
+            min_recovery_timeline: Timeline(0),
+            backup_start: Lsn(0),
+            backup_end: Lsn(0),
+            backup_end_required: false,
+            wal_level: WalLevel::Replica,
+            max_connections: 100,
+            max_worker_processes: 8,
+            max_wal_senders: 10,
+            max_prepared_transactions: 0,
+            max_locks_per_transaction: 64,
+            block_bytes: 8192,
+            relation_segment_pages: 131_072,
+            wal_block_bytes: 8192,
+            wal_segment_bytes: 16 << 20,
+            data_checksum_version: 1,
+        };
+        assert_eq!(control, expected);
+    }
+
     #[test]
     fn a_torn_or_foreign_file_is_refused_and_says_why() {
         let mut torn = sample(1300);
