@@ -543,7 +543,7 @@ impl Content for ArchivedFile {
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> Result<()> {
-        let read = self.object.read_at(offset, out)?;
+        let read = SCRATCH.with_borrow_mut(|scratch| self.object.read_at(offset, out, scratch))?;
         refuse_short(self, offset, read, out.len())
     }
 }

@@ -55,6 +55,12 @@ pub fn rename_durably(from: &Path, to: &Path) -> Result<()> {
     sync_both_parents(from, to)
 }
 
+/// Renames without making it durable, replacing what is at `to`: for a file that PostgreSQL syncs itself before it
+/// counts on it.
+pub fn rename_in_place(from: &Path, to: &Path) -> Result<()> {
+    std::fs::rename(from, to).map_err(|cause| Error::io("rename to", to, cause))
+}
+
 /// Renames durably; an existing `to` is an [`Error::Io`] of `EEXIST` and stays as it is.
 pub fn rename_new_durably(from: &Path, to: &Path) -> Result<()> {
     match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {

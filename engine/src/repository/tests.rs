@@ -72,6 +72,12 @@ pub(crate) fn description() -> Description {
     }
 }
 
+/// A backup of next to nothing, for what only needs one.
+pub(crate) fn back_up_small(cluster: &Cluster) -> Result<BackupInfo> {
+    let tree = Tree::from([("PG_VERSION".to_owned(), Some(b"15\n".to_vec()))]);
+    back_up(cluster, &tree, Parent::Full)
+}
+
 /// Backs `tree` up, as a caller does: groups of files, leaves of their blocks, each with the parent's record.
 pub(crate) fn back_up(cluster: &Cluster, tree: &Tree, parent: Parent) -> Result<BackupInfo> {
     let writer = cluster.begin_backup(parent)?;

@@ -1,30 +1,17 @@
-//! The archive of one cluster.
+//! The archive of one cluster: what is in it.
 
-use std::path::Path;
+use std::sync::Arc;
 
 use super::history::History;
 use super::name::{SegmentName, WalFile};
-use crate::Result;
-use crate::repository::{Cluster, Repository};
-use crate::units::{ClusterName, Lsn, Timeline};
+use super::object::WalObject;
+use crate::repository::{Cluster, is_absent, keys, list_or_empty};
+use crate::store::{Entry, Store};
+use crate::units::Timeline;
+use crate::{Error, Result};
 
-/// What became of a push.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pushed {
-    /// It is in the archive now, durable.
-    Stored,
-    /// The same content was there.
-    AlreadyThere,
-}
-
-/// What became of a fetch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fetched {
-    /// It is in place.
-    Delivered,
-    /// Proven: the archive is readable, has no such file, and nothing later of that timeline.
-    Absent,
-}
+/// A history has a line for every promotion: a few hundred bytes.
+const HISTORY_BYTES_MAX: u64 = 1 << 20;
 
 /// The WAL of a cluster.
 #[derive(Clone, Debug)]
@@ -32,72 +19,107 @@ pub struct WalArchive {
     cluster: Cluster,
 }
 
-/// One file of the archive, open for reading; cheap to clone, shared by threads.
-#[derive(Clone, Debug)]
-pub struct WalObject {
-    bytes: u64,
-}
-
-#[allow(unused_variables, clippy::unimplemented)]
 impl WalArchive {
     pub(crate) fn new(cluster: Cluster) -> Self {
         Self { cluster }
     }
+
     /// Its cluster.
     pub fn cluster(&self) -> &Cluster {
         &self.cluster
     }
-    /// The archive that `path` belongs to: that of the cluster, which is made if `path` is its first segment.
-    pub fn for_push(repository: &Repository, cluster: &ClusterName, path: &Path) -> Result<Self> {
-        unimplemented!()
+
+    pub(super) fn store(&self) -> &Arc<dyn Store> {
+        self.cluster.repository().store()
     }
-    /// Stores the file `path` under its name: durable when it returns. The same content again is no error, another
-    /// content under the same name is [`Error::Refused`](crate::Error).
-    pub fn push(&self, path: &Path) -> Result<Pushed> {
-        unimplemented!()
+
+    /// Bytes of a segment of this cluster.
+    pub fn segment_bytes(&self) -> u64 {
+        self.cluster.info().wal_segment_bytes
     }
-    /// Writes the file `name` to `to`, verified.
-    pub fn fetch(&self, name: &str, to: &Path) -> Result<Fetched> {
-        unimplemented!()
+
+    /// What a file name stands for.
+    pub(super) fn parse(&self, name: &str) -> Result<WalFile> {
+        WalFile::parse(name, self.segment_bytes())
+            .ok_or_else(|| Error::NotFound(format!("\"{}\" is not the name of a WAL file", name.escape_debug())))
     }
+
+    pub(super) fn key(&self, file: WalFile) -> String {
+        let directory = keys::wal_timeline(self.cluster.name(), file.timeline());
+        format!("{directory}/{}", file.file_name(self.segment_bytes()))
+    }
+
     /// Whether the archive has a file of that name.
     pub fn contains(&self, name: &str) -> Result<bool> {
-        unimplemented!()
+        Ok(self.store().size(&self.key(self.parse(name)?))?.is_some())
     }
-    /// Opens a file of the archive, for a mount; none if there is no such file.
+
+    /// Opens a file of the archive; none if there is no such file.
     pub fn open(&self, name: &str) -> Result<Option<WalObject>> {
-        unimplemented!()
+        let file = self.parse(name)?;
+        let key = self.key(file);
+        let Some(object) = WalObject::open(self.store(), &key, name)? else { return Ok(None) };
+        let (found, expected) = (object.system_identifier(), self.cluster.info().system_identifier);
+        if found != expected && found.0 != 0 {
+            let detail = format!("it is of the cluster with system identifier {found}, not {expected}");
+            return Err(Error::corrupt(self.store().describe(&key), detail));
+        }
+        Ok(Some(object))
     }
+
     /// Timelines with anything in the archive, ascending.
     pub fn timelines(&self) -> Result<Vec<Timeline>> {
-        unimplemented!()
+        let entries = list_or_empty(&**self.store(), &keys::wal(self.cluster.name()))?;
+        let mut timelines: Vec<_> = entries.iter().filter_map(|entry| keys::timeline_of(entry.name())).collect();
+        timelines.sort_unstable();
+        Ok(timelines)
     }
+
+    /// Every file of a timeline: segments, partial ones, labels of backups, its history.
+    pub fn files(&self, timeline: Timeline) -> Result<Vec<WalFile>> {
+        Ok(self.entries(timeline)?.into_iter().map(|(file, _)| file).collect())
+    }
+
+    /// The same with what the store says of each.
+    pub fn entries(&self, timeline: Timeline) -> Result<Vec<(WalFile, Entry)>> {
+        let entries = match self.store().list(&keys::wal_timeline(self.cluster.name(), timeline)) {
+            Err(error) if is_absent(&error) => Vec::new(),
+            other => other?,
+        };
+        let parsed = entries.into_iter().filter_map(|entry| {
+            let file = WalFile::parse(entry.name(), self.segment_bytes())?;
+            (file.timeline() == timeline).then_some((file, entry))
+        });
+        Ok(parsed.collect())
+    }
+
     /// Whole segments of a timeline, ascending.
     pub fn segments(&self, timeline: Timeline) -> Result<Vec<SegmentName>> {
-        unimplemented!()
+        let files = self.files(timeline)?.into_iter();
+        let mut segments: Vec<_> = files
+            .filter_map(|file| match file {
+                WalFile::Segment(segment) => Some(segment),
+                WalFile::Partial(_) | WalFile::BackupLabel(..) | WalFile::History(_) => None,
+            })
+            .collect();
+        segments.sort_unstable();
+        Ok(segments)
     }
-    /// Every file of a timeline: segments, the partial one, labels of backups, its history.
-    pub fn files(&self, timeline: Timeline) -> Result<Vec<WalFile>> {
-        unimplemented!()
-    }
-    /// The history of a timeline; timeline 1 has none, so has one that was not archived.
-    pub fn history(&self, timeline: Timeline) -> Result<Option<History>> {
-        unimplemented!()
-    }
-    /// The segments that are missing to replay from `start` to `stop` (none: only `start`'s own) along `path`.
-    pub fn missing_between(&self, start: Lsn, path: &History, stop: Option<Lsn>) -> Result<Vec<SegmentName>> {
-        unimplemented!()
-    }
-}
 
-#[allow(unused_variables, clippy::unimplemented)]
-impl WalObject {
-    /// The length of the file's content.
-    pub fn bytes(&self) -> u64 {
-        self.bytes
-    }
-    /// Reads content from `offset` on, verified; how much, at the end less than `out` holds.
-    pub fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<usize> {
-        unimplemented!()
+    /// The history of a timeline; timeline 1 has none, nor has one whose history was not archived.
+    pub fn history(&self, timeline: Timeline) -> Result<Option<History>> {
+        let file = WalFile::History(timeline);
+        let Some(object) = self.open(&file.file_name(self.segment_bytes()))? else { return Ok(None) };
+        let path = self.store().describe(&self.key(file));
+        if object.bytes() > HISTORY_BYTES_MAX {
+            return Err(Error::corrupt(path, format!("a history of {} bytes", object.bytes())));
+        }
+        let mut text = Vec::new();
+        object.read_all(|piece| {
+            text.extend_from_slice(piece);
+            Ok(())
+        })?;
+        let text = String::from_utf8(text).map_err(|_| Error::corrupt(&path, "a history that is not UTF-8"))?;
+        History::parse(timeline, &text).map(Some).map_err(|detail| Error::corrupt(path, detail))
     }
 }

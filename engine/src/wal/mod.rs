@@ -1,7 +1,25 @@
 //! The WAL archive: segments, timelines, gaps.
+//!
+//! PostgreSQL hands every finished segment to `archive_command` ([`WalArchive::push`]) and asks for what it needs
+//! through `restore_command` ([`WalArchive::fetch`]). It recycles a segment as soon as the push has answered, and it
+//! takes "there is no such segment" for the end of the WAL and opens the database. So the two promises that count:
+//!
+//! Always true: a push that answers well is durable; a fetch says [`Fetched::Absent`] only where that is proven.
 
 mod archive;
+mod coverage;
+mod fetch;
 pub mod history;
 pub mod name;
+mod object;
+mod page;
+mod push;
+#[cfg(test)]
+mod tests;
 
-pub use archive::{Fetched, Pushed, WalArchive, WalObject};
+pub use archive::WalArchive;
+pub use coverage::{Gap, Reach};
+pub use fetch::Fetched;
+pub use object::WalObject;
+pub use page::SegmentHeader;
+pub use push::Pushed;
