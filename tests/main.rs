@@ -17,5 +17,6 @@ mod damage;
 mod disk_full;
 mod documents;
 mod harness;
+mod mount;
 mod refusals;
 mod targets;

@@ -3,6 +3,7 @@
 //! Each carries the operation, the path, the offset where there is one, and the cause. The library adds no
 //! hint: the binary knows the user's situation and adds the cure.
 
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -10,10 +11,9 @@ use std::path::{Path, PathBuf};
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What went wrong, by what the caller would do.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug)]
 pub enum Error {
     /// The machine refused: mend the disk, the permission or the space, then try again.
-    #[error("cannot {operation} {}{}: {}", path.display(), at_byte(*offset), cause_text(source))]
     Io {
         /// What was tried, as a verb: "read", "write", "sync", "create".
         operation: &'static str,
@@ -25,7 +25,6 @@ pub enum Error {
         source: io::Error,
     },
     /// Stored bytes are not what was written: the repository (or a map) is damaged. Exit code 4.
-    #[error("{} is corrupt{}: {detail}", path.display(), at_byte(*offset))]
     Corrupt {
         /// The damaged file.
         path: PathBuf,
@@ -35,10 +34,8 @@ pub enum Error {
         detail: String,
     },
     /// The thing asked for does not exist: a wrong name or path.
-    #[error("{0}")]
     NotFound(String),
     /// Written by a newer version, or with a feature that this one has not.
-    #[error("{}: {detail}", path.display())]
     Unsupported {
         /// The file that says so.
         path: PathBuf,
@@ -46,7 +43,6 @@ pub enum Error {
         detail: String,
     },
     /// Another process holds the lock: wait, or end it.
-    #[error("{what} is locked by {holder}")]
     Locked {
         /// What is locked.
         what: String,
@@ -54,12 +50,30 @@ pub enum Error {
         holder: String,
     },
     /// Not done because it would destroy or contradict something: another segment of the same name, a file in the way.
-    #[error("{0}")]
     Refused(String),
     /// The user or the first failing worker stopped it; the map stays good.
-    #[error("cancelled")]
     Cancelled,
 }
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Io { operation, path, offset, source } => {
+                write!(f, "cannot {operation} {}{}: {}", path.display(), at_byte(*offset), cause_text(source))
+            }
+            Self::Corrupt { path, offset, detail } => {
+                write!(f, "{} is corrupt{}: {detail}", path.display(), at_byte(*offset))
+            }
+            Self::NotFound(what) | Self::Refused(what) => f.write_str(what),
+            Self::Unsupported { path, detail } => write!(f, "{}: {detail}", path.display()),
+            Self::Locked { what, holder } => write!(f, "{what} is locked by {holder}"),
+            Self::Cancelled => f.write_str("cancelled"),
+        }
+    }
+}
+
+/// The sentence has its cause in it, so there is none behind it: whoever prints the chain would print it twice.
+impl std::error::Error for Error {}
 
 fn at_byte(offset: Option<u64>) -> String {
     offset.map(|byte| format!(" at byte {byte}")).unwrap_or_default()

@@ -247,6 +247,9 @@ impl Filesystem for BackupFs {
     }
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        if name.len() > NAME_BYTES_MAX as usize {
+            return reply.error(Errno::ENAMETOOLONG);
+        }
         guarded("lookup", parent, || match self.find(parent, name) {
             Ok(Some(found)) => reply.entry(&lifetime(found.inode), &stat(&found), GENERATION),
             Ok(None) => reply.error(Errno::ENOENT),

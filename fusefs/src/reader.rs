@@ -307,7 +307,7 @@ impl Reader {
             reported.clear();
         }
         if reported.insert((file.inode, block)) {
-            tracing::error!(file = %file.content, block, offset = at, "cannot read {}: {error}", file.content);
+            tracing::error!(file = %file.content, block, offset = at, "cannot serve a block: {error}");
         }
     }
 }

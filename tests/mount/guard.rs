@@ -1,0 +1,95 @@
+//! A mount with an end.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use fusefs::{mounting, table};
+
+use crate::support::*;
+
+/// No test needs its mount longer.
+const TIME_LIMIT: Duration = Duration::from_secs(100);
+
+/// A mount of a test; unmounted with its guard, and aborted when it takes too long.
+pub struct Mounted {
+    pub mountpoint: PathBuf,
+    pub log: PathBuf,
+    pub pghydrant: Pghydrant,
+    watchdog: Option<(Sender<()>, JoinHandle<()>)>,
+}
+
+impl Mounted {
+    /// Watches over a mount that is there.
+    pub fn watch(mountpoint: &Path, log: PathBuf, pghydrant: &Pghydrant) -> Result<Self> {
+        let (stop, stopped) = channel();
+        let place = mountpoint.to_owned();
+        let watchdog = std::thread::Builder::new().name("watchdog".into()).spawn(move || {
+            if stopped.recv_timeout(TIME_LIMIT) == Err(RecvTimeoutError::Timeout) {
+                eprintln!("{} took longer than {TIME_LIMIT:?}: aborted", place.display());
+                end(&place);
+            }
+        })?;
+        Ok(Self {
+            mountpoint: mountpoint.to_owned(),
+            log,
+            pghydrant: pghydrant.clone(),
+            watchdog: Some((stop, watchdog)),
+        })
+    }
+
+    pub fn join(&self, path: impl AsRef<Path>) -> PathBuf {
+        self.mountpoint.join(path)
+    }
+
+    /// The process that serves it.
+    pub fn server(&self) -> Result<u32> {
+        let id = table::attribute(&self.mountpoint, table::SERVER_ATTRIBUTE).context("the mount has no server")?;
+        Ok(id.parse()?)
+    }
+
+    pub fn log(&self) -> Result<String> {
+        fs::read_to_string(&self.log).with_context(|| format!("cannot read {}", self.log.display()))
+    }
+
+    pub fn is_mounted(&self) -> bool {
+        table::mount_at(&self.mountpoint).is_ok_and(|mount| mount.is_some())
+    }
+
+    /// `pghydrant unmount`, whatever it answers.
+    pub fn unmount(&self) -> Result<Finished> {
+        self.pghydrant.run(["unmount".as_ref(), self.mountpoint.as_os_str()])
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if let Some((stop, watchdog)) = self.watchdog.take() {
+            drop(stop);
+            let _ = watchdog.join();
+        }
+        end(&self.mountpoint);
+    }
+}
+
+/// Takes whatever is mounted there away, and wakes its readers if it must.
+fn end(mountpoint: &Path) {
+    let Ok(Some(mount)) = table::mount_at(mountpoint) else { return };
+    if mount.is_ours() {
+        let _ = mounting::abort(&mount.device);
+        let _ = mounting::unmount(mountpoint, true);
+    }
+}
+
+/// Whether a process is there, and no zombie.
+pub fn runs(process: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    status.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['Z', 'X']))
+}
+
+/// The errno of a failed call.
+pub fn errno<T>(outcome: std::io::Result<T>) -> Option<i32> {
+    outcome.err().and_then(|error| error.raw_os_error())
+}
