@@ -104,6 +104,7 @@ impl Map {
         disk.rename(temporary, place)?;
         let directory = Place { root: place.root, path: place.path.parent().unwrap_or(place.path) };
         disk.sync(&*disk.open(directory, Open::Directory)?)?;
+        let file = disk.open(place, Open::WriteBuffered)?;
         let words = vec![0; page_count(identity.blocks) * WORDS_PER_PAGE];
         let parsed = Parsed { identity, closed: false, words, damaged_pages: 0 };
         Ok(Self::new(disk, file, parsed))

@@ -29,6 +29,8 @@ pub mod plan;
 mod remove;
 mod source;
 mod target;
+#[cfg(test)]
+mod tests;
 mod worker;
 
 pub use fill::{Fill, Filled};
@@ -90,7 +92,11 @@ impl Hydration {
             }
             disk.make_directory(data.at(SESSION_DIRECTORY), 0o700)?;
             note_made(&*disk, &roots, &made)?;
-            Map::create(Arc::clone(&disk), data.at(&map), data.at(&part), identity)?
+            let map = Map::create(Arc::clone(&disk), data.at(&map), data.at(&part), identity)?;
+            // Nothing may outlive a crash here but together with the map, which says whose it is.
+            disk.sync(&*disk.open(data.at(""), Open::Directory)?)?;
+            roots.sync_parents(&*disk)?;
+            map
         };
         Ok(Self { backup, roots, map, owner, disk, resumed })
     }
@@ -126,7 +132,7 @@ pub fn session_in(data: &Path, disk: &dyn Disk) -> Result<Option<(SessionId, boo
     if disk.look(root.at(&path))?.is_none() {
         return Ok(None);
     }
-    let file = disk.open(root.at(&path), Open::WriteBuffered)?;
+    let file = disk.open(root.at(&path), Open::ReadBuffered)?;
     let parsed = Map::parse(&disk.read_small(&file, map::MAP_BYTES_MAX)?)
         .map_err(|detail| Error::corrupt(&file.path, detail))?;
     Ok(Some((parsed.identity.session, parsed.closed)))

@@ -110,7 +110,8 @@ impl Hydration {
         if found == Some(Found::File(file.bytes)) {
             // Whole, as the size is what it gets last; the attributes are set again since they cost little.
             let open = self.disk.open(place, Open::WriteBuffered)?;
-            return self.disk.set_attributes(&open, file.mode, self.owner);
+            self.disk.set_attributes(&open, file.mode, self.owner)?;
+            return self.disk.set_modified(&open, file.modified);
         }
         self.forget_blocks_of(file)?;
         if found.is_some() {
@@ -146,9 +147,8 @@ impl Hydration {
                     let target = absolute(&self.roots.layout().target_path(&file.path))?;
                     self.make_link(in_data, &target)?;
                     outlined.links += 1;
-                } else {
-                    self.make_directory(in_data, private_mode(file))?;
                 }
+                self.make_directory(self.roots.place(&file.path)?, private_mode(file))?;
                 outlined.directories += 1;
             }
             (FileKind::Directory, _) => {

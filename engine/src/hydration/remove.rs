@@ -93,7 +93,7 @@ fn made_directories(layout: &Layout, disk: &dyn Disk, data: &Root) -> Result<Vec
     if disk.look(data.at(&path))?.is_none() {
         return Ok(Vec::new());
     }
-    let file = disk.open(data.at(&path), Open::Read)?;
+    let file = disk.open(data.at(&path), Open::ReadBuffered)?;
     let bytes = disk.read_small(&file, MADE_BYTES_MAX)?;
     let made: Vec<PathBuf> =
         serde_json::from_slice(&bytes).map_err(|cause| Error::corrupt(&file.path, cause.to_string()))?;
@@ -105,7 +105,7 @@ fn made_directories(layout: &Layout, disk: &dyn Disk, data: &Root) -> Result<Vec
 fn refuse_unless_ours(layout: &Layout, disk: &dyn Disk, data: &Root, session: &SessionId) -> Result<()> {
     let path = session_path(MAP);
     if disk.look(data.at(&path))?.is_some() {
-        let file = disk.open(data.at(&path), Open::WriteBuffered)?;
+        let file = disk.open(data.at(&path), Open::ReadBuffered)?;
         let map = Map::parse(&disk.read_small(&file, MAP_BYTES_MAX)?);
         let found = map.map_err(|detail| Error::corrupt(&file.path, detail))?.identity.session;
         if found == *session {
@@ -138,7 +138,7 @@ fn refuse_if_running(disk: &dyn Disk, data: &Root) -> Result<()> {
     if disk.look(data.at(POSTMASTER_PID))?.is_none() {
         return Ok(());
     }
-    let file = disk.open(data.at(POSTMASTER_PID), Open::WriteBuffered)?;
+    let file = disk.open(data.at(POSTMASTER_PID), Open::ReadBuffered)?;
     let text = String::from_utf8_lossy(&disk.read_small(&file, POSTMASTER_PID_BYTES_MAX)?).into_owned();
     // Negative for a standalone backend.
     let number = text.lines().next().and_then(|line| line.trim().parse::<i64>().ok()).map(i64::unsigned_abs);

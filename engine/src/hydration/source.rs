@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::layout::{Layout, Roots};
-use super::plan::{self, From, Job, JobLimits, Missing, Read};
-use crate::blocks::{Scratch, decode_verified};
-use crate::format::block::Content;
+use super::plan::{self, From, Job, JobLimits, Missing, Piece, Read};
+use crate::blocks::{Damage, Scratch, decode_verified};
+use crate::checksum;
 use crate::format::file::FileRecord;
 use crate::io::disk::Part;
 use crate::io::{Disk, Open, OpenFile, Root};
@@ -69,8 +69,13 @@ impl OpenSource {
             (Self::Mount(roots), From::File(file)) => disk.open(roots.place(&file.path)?, Open::Read),
             (Self::Packs(root, cluster), From::Pack(pack)) => {
                 let key = keys::pack(cluster, *pack);
-                let name = Path::new(&key).file_name().unwrap_or_default();
-                disk.open(root.at(name), Open::Read)
+                let place = root.at(Path::new(&key).file_name().unwrap_or_default());
+                match disk.open(place, Open::Read) {
+                    Err(Error::Io { source, path, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                        Err(Error::corrupt(path, "the file is missing"))
+                    }
+                    opened => opened,
+                }
             }
             // The plan is made for the source that it is given to.
             _ => Err(Error::Refused("a plan for another source".to_owned())),
@@ -139,12 +144,11 @@ impl SourceFiles {
 /// Reads the blocks of a job again, each by itself, for the error that names pack and offset: a mount can only say
 /// EIO, and a long read only where it began. The first error stays, if there is none this time.
 pub(super) fn explain(failure: Error, job: &Job, backup: &Backup) -> Error {
-    let blocks = backup.blocks();
-    let mut scratch = Scratch::default();
+    let (blocks, mut scratch) = (backup.blocks(), Scratch::default());
     let mut out = vec![0; backup.info.block_bytes.bytes()];
-    for piece in &job.pieces {
-        let out = &mut out[..piece.block.bytes];
-        if let Err(precise) = blocks.read_block(&piece.block.record, out, &mut scratch) {
+    for Missing { file, index, bytes, .. } in job.pieces.iter().map(|piece| &piece.block) {
+        let offset = index * backup.info.block_bytes.bytes() as u64;
+        if let Err(precise) = blocks.read_range(file, offset, &mut out[..*bytes], &mut scratch) {
             return precise;
         }
     }
@@ -153,7 +157,7 @@ pub(super) fn explain(failure: Error, job: &Job, backup: &Backup) -> Error {
 
 /// Decodes and verifies one piece of a job into `out`.
 pub(super) fn decode_piece(
-    piece: &plan::Piece,
+    piece: &Piece,
     stored: &[u8],
     out: &mut [u8],
     scratch: &mut Scratch,
@@ -162,20 +166,24 @@ pub(super) fn decode_piece(
     let (base, patch) = (&stored[piece.base.clone()], &stored[piece.patch.clone()]);
     match decode_verified(&piece.block.record, base, patch, out, scratch) {
         Ok(_) => Ok(()),
-        Err(damage) => Err(damaged(piece, damage.in_patch, damage.detail, backup)),
+        Err(damage) => Err(damaged(piece, damage, backup)),
     }
 }
 
-/// The error for a block that is not what its record says.
-pub(super) fn damaged(piece: &plan::Piece, in_patch: bool, detail: String, backup: &Backup) -> Error {
-    let store = backup.cluster.repository().store();
-    let file = format!("{}, block {}: {detail}", piece.block.file.path, piece.block.index);
-    let extent = match piece.block.record.content {
-        Content::Stored { at, .. } => at,
-        Content::Patched { patch, .. } if in_patch => patch,
-        Content::Patched { base, .. } => base,
-        Content::Zero => return Error::corrupt(store.describe(&keys::packs(backup.cluster.name())), file),
+/// Verifies a raw piece where it lies.
+pub(super) fn verify_piece(piece: &Piece, stored: &[u8], backup: &Backup) -> Result<()> {
+    let found = &stored[piece.base.clone()];
+    let detail = if found.len() == piece.block.bytes {
+        match checksum::verify(found, &piece.block.record.hash) {
+            Ok(_) => return Ok(()),
+            Err(mismatch) => mismatch.to_string(),
+        }
+    } else {
+        format!("{} raw bytes are stored for {}", found.len(), piece.block.bytes)
     };
-    let pack = store.describe(&keys::pack(backup.cluster.name(), extent.pack));
-    Error::corrupt_at(pack, u64::from(extent.offset), file)
+    Err(damaged(piece, Damage { in_patch: false, detail }, backup))
+}
+
+fn damaged(piece: &Piece, damage: Damage, backup: &Backup) -> Error {
+    backup.blocks().damaged(&piece.block.record, damage, &piece.block.file.path, piece.block.index)
 }

@@ -12,11 +12,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::fill::Shared;
-use super::plan::{Job, Missing, Piece};
+use super::plan::{Job, Missing};
 use super::source::{self, SourceFiles};
 use super::target::{TargetFiles, Writes};
 use crate::blocks::Scratch;
-use crate::checksum;
 use crate::format::block::{BlockRecord, Content};
 use crate::io::disk::{Finished, Queue, Transfer, Way};
 use crate::io::{BUFFER_BYTES, Buffer};
@@ -231,7 +230,7 @@ impl<'a, 'b> Worker<'a, 'b> {
         if !self.shared.source.gives_files() {
             let started = Instant::now();
             for piece in &job.pieces {
-                self.verify_in_place(piece, &buffer)
+                source::verify_piece(piece, &buffer, self.shared.backup)
                     .map_err(|failure| source::explain(failure, job, self.shared.backup))?;
             }
             self.shared.waited(Stage::Decode, started.elapsed());
@@ -242,17 +241,5 @@ impl<'a, 'b> Worker<'a, 'b> {
         }
         self.submit_writes(buffer, writes);
         Ok(())
-    }
-
-    fn verify_in_place(&self, piece: &Piece, buffer: &Buffer) -> Result<()> {
-        let backup = self.shared.backup;
-        if piece.base.len() != piece.block.bytes {
-            let detail = format!("{} raw bytes are stored for {}", piece.base.len(), piece.block.bytes);
-            return Err(source::damaged(piece, false, detail, backup));
-        }
-        match checksum::verify(&buffer[piece.base.clone()], &piece.block.record.hash) {
-            Ok(_) => Ok(()),
-            Err(mismatch) => Err(source::damaged(piece, false, mismatch.to_string(), backup)),
-        }
     }
 }

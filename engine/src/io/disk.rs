@@ -71,8 +71,10 @@ impl Place<'_> {
 /// What a file is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Open {
-    /// Reading, past the page cache where the file system can.
+    /// Reading whole 4 KiB, past the page cache where the file system can.
     Read,
+    /// Reading any bytes, through the page cache.
+    ReadBuffered,
     /// Writing whole 4 KiB of an existing file, past the page cache where the file system can.
     Write,
     /// Writing (and reading) any bytes of an existing file, through the page cache.

@@ -118,6 +118,7 @@ impl Disk for LocalDisk {
     fn open(&self, place: Place<'_>, how: Open) -> Result<Arc<OpenFile>> {
         let (operation, flags, mode, direct) = match how {
             Open::Read => ("open", OFlags::RDONLY, 0, self.direct),
+            Open::ReadBuffered => ("open", OFlags::RDONLY, 0, false),
             Open::Write => ("open", OFlags::WRONLY, 0, self.direct),
             Open::WriteBuffered => ("open", OFlags::RDWR, 0, false),
             Open::Create(mode) => ("create", OFlags::RDWR | OFlags::CREATE | OFlags::EXCL, mode, false),

@@ -26,7 +26,7 @@ fn every_way() -> Vec<LocalDisk> {
 
 /// A directory on the file system of the sources: the system's own for temporary files may have no O_DIRECT.
 fn directory() -> tempfile::TempDir {
-    tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).or_else(|_| tempfile::tempdir()).unwrap()
+    tempfile::tempdir_in(concat!(env!("CARGO_MANIFEST_DIR"), "/../target")).or_else(|_| tempfile::tempdir()).unwrap()
 }
 
 fn move_all(queue: &mut dyn Queue, way: Way, buffer: Buffer, parts: Vec<Part>) -> (Buffer, crate::Result<()>) {

@@ -7,7 +7,9 @@ pub mod local;
 #[cfg(test)]
 mod local_tests;
 mod plain;
+pub mod power_cut;
 mod ring;
+pub mod simulated;
 mod transfer;
 
 pub use buffer::{BUFFER_BYTES, Buffer, buffers};
