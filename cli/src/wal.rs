@@ -1,10 +1,18 @@
-//! The verbs `wal push` and `wal fetch`.
+//! The verbs `wal push` and `wal fetch`: PostgreSQL's `archive_command` and `restore_command`.
+//!
+//! PostgreSQL believes their exit status and nothing else. `push` ends with 0 only once the segment is durable.
+//! `fetch` ends with 1 only where it is proven that there is no such file: PostgreSQL takes every status up to 125
+//! for the end of the WAL and opens the database there. Everything else ends above 125 (see [`crate::exit::Faults`]).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use engine::io::durable;
+use engine::wal::{Fetched, Pushed, WalArchive};
 
 use crate::arguments::{ClusterOption, RepositoryOption};
 use crate::context::Context;
-use crate::exit::Exit;
+use crate::exit::{Exit, Failure};
+use crate::restore::{marker, staging};
 
 /// Options of `wal push`.
 #[derive(clap::Args, Debug)]
@@ -30,10 +38,61 @@ pub(crate) struct FetchArguments {
     pub(crate) path: PathBuf,
 }
 
-pub(crate) fn push(_arguments: &PushArguments, _context: &Context) -> anyhow::Result<Exit> {
-    anyhow::bail!("not built yet")
+pub(crate) fn push(arguments: &PushArguments, context: &Context) -> anyhow::Result<Exit> {
+    refuse_from_copy(&arguments.path)?;
+    let repository = context.repository(&arguments.repository)?;
+    let cluster = context.cluster_name(&arguments.cluster)?;
+    let archive = WalArchive::for_push(&repository, &cluster, &arguments.path)?;
+    match archive.push(&arguments.path)? {
+        Pushed::Stored => tracing::info!("{} is archived", arguments.path.display()),
+        Pushed::AlreadyThere => tracing::info!("{} was archived before", arguments.path.display()),
+    }
+    Ok(Exit::Done)
 }
 
-pub(crate) fn fetch(_arguments: &FetchArguments, _context: &Context) -> anyhow::Result<Exit> {
-    anyhow::bail!("not built yet")
+pub(crate) fn fetch(arguments: &FetchArguments, context: &Context) -> anyhow::Result<Exit> {
+    if bring_staged(&arguments.name, &arguments.path)? {
+        return Ok(Exit::Done);
+    }
+    let archive = context.cluster(&arguments.repository, &arguments.cluster)?.wal();
+    match archive.fetch(&arguments.name, &arguments.path)? {
+        Fetched::Delivered => Ok(Exit::Done),
+        Fetched::Absent => {
+            tracing::info!("{} is not in the archive", arguments.name);
+            Ok(Exit::NoSuchSegment)
+        }
+    }
+}
+
+/// A copy has its original's `archive_command`: what it archived would overwrite or contradict the original's.
+fn refuse_from_copy(path: &Path) -> anyhow::Result<()> {
+    let mark = beside(path, marker::PATH);
+    match mark.symlink_metadata() {
+        Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(cause) => Err(engine::Error::io("look for", mark, cause).into()),
+        Ok(_) => Err(Failure::new(Exit::Failed, format!("{} is a restored copy: it does not archive", mark.display()))
+            .hint(format!("if the original is gone for good, remove {} (or restore with --adopt)", mark.display()))
+            .into()),
+    }
+}
+
+/// A restore lays segments ready, synced and whole, beside `pg_wal/RECOVERYXLOG`: moving one is a rename. History
+/// files are never staged: which timelines there are, the repository says.
+fn bring_staged(name: &str, to: &Path) -> anyhow::Result<bool> {
+    let plain = name.len() == 24 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if !plain {
+        return Ok(false);
+    }
+    let staged = beside(to, staging::DIRECTORY).join(name);
+    match durable::rename_in_place(&staged, to) {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What restores keep in `pg_wal` lies beside the file that PostgreSQL names with %p.
+fn beside(path: &Path, in_data_directory: &str) -> PathBuf {
+    let name = Path::new(in_data_directory).file_name().unwrap_or_default();
+    path.with_file_name(name)
 }
