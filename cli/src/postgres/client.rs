@@ -97,11 +97,6 @@ impl Client {
         value(&self.row(sql, parameters)?, 0)
     }
 
-    /// Whether the connection has ended.
-    pub(crate) fn is_closed(&self) -> bool {
-        self.client.is_closed()
-    }
-
     fn wait<T>(
         &self,
         work: impl Future<Output = Result<T, tokio_postgres::Error>>,

@@ -75,11 +75,6 @@ impl Instance {
         &self.data_directory
     }
 
-    /// Its programs.
-    pub(crate) fn binaries(&self) -> &Binaries {
-        &self.binaries
-    }
-
     /// Starts the postmaster with `options` (`-c name=value` pairs, given as name and value) and returns once it has
     /// written `postmaster.pid`, long before it accepts connections.
     pub(crate) fn start(&mut self, options: &[(&str, &str)]) -> Result<PostmasterFile> {

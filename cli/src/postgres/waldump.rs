@@ -14,6 +14,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 use engine::units::{Lsn, Timeline};
+use engine::wal::name::{SegmentName, is_segment_size};
 
 /// Segments that lie in the directory at one time: 128 MiB at the default size.
 const WINDOW_SEGMENTS: u64 = 8;
@@ -81,12 +82,6 @@ pub(crate) struct Range {
     pub(crate) segment_bytes: u64,
 }
 
-/// The name of the segment with that number: `000000010000000000000003`.
-pub(crate) fn segment_name(timeline: Timeline, number: u64, segment_bytes: u64) -> String {
-    let per_log = (1u64 << 32) / segment_bytes;
-    format!("{:08X}{:08X}{:08X}", timeline.0, number / per_log, number % per_log)
-}
-
 /// Looks at all records of `kind` in `range`, in order, until `visit` breaks. `fetch(name, to)` puts a segment into the
 /// directory, or says that there is none. `directory` must be empty, and is empty again afterwards.
 pub(crate) fn scan(
@@ -98,7 +93,7 @@ pub(crate) fn scan(
     visit: &mut dyn FnMut(Record) -> ControlFlow<()>,
 ) -> Result<Scanned> {
     let Range { timeline, from, to, segment_bytes } = range;
-    if !segment_bytes.is_power_of_two() || !(1 << 20..=1 << 30).contains(&segment_bytes) {
+    if !is_segment_size(segment_bytes) {
         bail!("{segment_bytes} is not the size of a WAL segment");
     }
     let mut window = Window { directory: directory.to_owned(), present: Vec::new() };
@@ -110,7 +105,7 @@ pub(crate) fn scan(
             if to.is_some_and(|to| number * segment_bytes >= to.0) {
                 break;
             }
-            let name = segment_name(timeline, number, segment_bytes);
+            let name = SegmentName { timeline, number }.file_name(segment_bytes);
             if !window.ensure(number, &name, fetch)? {
                 complete = false;
                 break;
@@ -309,12 +304,5 @@ mod tests {
         {
             assert_eq!(parse_line(other), None);
         }
-    }
-
-    #[test]
-    fn segments_are_named_as_postgresql_names_them() {
-        assert_eq!(segment_name(Timeline(1), 3, 16 << 20), "000000010000000000000003");
-        assert_eq!(segment_name(Timeline(0x1F), 0x1FF, 16 << 20), "0000001F00000001000000FF");
-        assert_eq!(segment_name(Timeline(1), 5, 1 << 30), "000000010000000100000001");
     }
 }
