@@ -114,6 +114,7 @@ fn back_up(
     let plan = Plan::new(&files, block);
     step.done(&format!("{} in {} files and directories", human::bytes(plan.bytes), files.len()));
 
+    let step = output.step("copy");
     let phase = output.phase("copy", plan.bytes);
     let copy = Copy::new(&server.data, &files, &plan, &writer, block, server.info.data_checksums, &phase);
     let mut alive = Instant::now();
@@ -126,7 +127,7 @@ fn back_up(
         Ok(())
     })?;
     let copy_result = phase.finish();
-    output.note(&format!("  copied       {}", copy_result.text()));
+    step.done(&copy_result.text());
 
     let step = output.step("stop");
     let mut late = LateFiles::begin(&writer, &plan, block)?;
