@@ -173,7 +173,8 @@ fn a_directory_that_the_server_does_not_run_in_is_not_taken_for_its_own() -> Res
     fs::rename(&pid_file, &kept)?;
     fs::write(&pid_file, lines.join("\n"))?;
     let arguments = repository.arguments(&["backup"], &["--dbname", &cluster.connection_string()]);
-    let refused = repository.pghydrant.as_user(&OsUser::current()).fail(arguments, 3, &["is not the directory", "hint: "]);
+    let refused =
+        repository.pghydrant.as_user(&OsUser::current()).fail(arguments, 3, &["is not the directory", "hint: "]);
     fs::rename(&kept, &pid_file)?;
     refused?;
     Ok(())

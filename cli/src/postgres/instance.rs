@@ -165,9 +165,7 @@ impl Instance {
 
     /// The last `FATAL` or `PANIC` since the last start, with its detail and hint.
     pub(crate) fn failure_since_start(&self) -> Result<Option<String>> {
-        let text = self.log_since_start()?;
-        let failed = text.lines().any(|line| line.contains("FATAL:  ") || line.contains("PANIC:  "));
-        Ok(if failed { log::last_failure(&text) } else { None })
+        Ok(log::last_failure(&self.log_since_start()?))
     }
 
     fn pg_ctl(&self, verb: &str) -> Result<Command> {

@@ -29,7 +29,7 @@ pub(crate) fn tail(path: &Path, from: u64) -> Result<String> {
     }
 }
 
-/// The last `FATAL` or `PANIC` of a log with what follows of the same message; without one, its last lines.
+/// The last `FATAL` or `PANIC` of a log with what follows of the same message.
 ///
 /// A process's end is reported by the postmaster with `LOG` lines after the message that explains it, so the last
 /// line is seldom the reason. `FATAL:  the database system is starting up` and its like only answer early callers.
@@ -38,10 +38,7 @@ pub(crate) fn last_failure(text: &str) -> Option<String> {
     let is_reason = |line: &str| {
         (line.contains("FATAL:  ") || line.contains("PANIC:  ")) && !line.contains("the database system is ")
     };
-    let Some(at) = lines.iter().rposition(|line| is_reason(line)) else {
-        let from = lines.len().saturating_sub(3);
-        return (!lines.is_empty()).then(|| lines[from..].join("\n"));
-    };
+    let at = lines.iter().rposition(|line| is_reason(line))?;
     let following = lines[at + 1..].iter().take(FOLLOWING_LINES_MAX).take_while(|line| {
         ["DETAIL:  ", "HINT:  ", "CONTEXT:  "].iter().any(|kind| line.contains(kind)) || line.starts_with('\t')
     });
@@ -71,8 +68,9 @@ mod tests {
     }
 
     #[test]
-    fn without_a_fatal_the_last_lines_are_told() {
-        assert_eq!(last_failure("one\ntwo\n\nthree\nfour\n").as_deref(), Some("two\nthree\nfour"));
-        assert_eq!(last_failure("\n"), None);
+    fn a_log_without_a_failure_has_none() {
+        let early = "LOG:  starting\nFATAL:  the database system is starting up\n";
+        assert_eq!(last_failure(early), None);
+        assert_eq!(last_failure(""), None);
     }
 }

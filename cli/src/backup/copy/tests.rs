@@ -212,7 +212,8 @@ fn damaged_pages_are_found_in_relations_of_every_size_and_nowhere_else() {
     world.write("pg_xact/0000", &damage(2, 1));
     let listed = world.list();
     let (_, copied) = world.back_up(&listed, |_| {});
-    let mut found: Vec<_> = copied.suspects.iter().map(|(file, page)| (listed[*file].path.as_str(), page.page)).collect();
+    let mut found: Vec<_> =
+        copied.suspects.iter().map(|(file, page)| (listed[*file].path.as_str(), page.page)).collect();
     found.sort_unstable();
     assert_eq!(found, [("base/5/1", 2), ("base/5/2", 4400), ("base/5/3_fsm", 0)]);
 }
