@@ -160,6 +160,30 @@ impl Blocks {
         read
     }
 
+    /// Reads and proves consecutive blocks of the file `path`, from block `first` on; `bytes_of` gives the length of each.
+    /// Tells of every one that is not what its record says, and goes on behind it.
+    pub(crate) fn prove(
+        &self,
+        path: &str,
+        first: u64,
+        records: &[BlockRecord],
+        bytes_of: impl Fn(u64) -> usize,
+        scratch: &mut Scratch,
+        mut found: impl FnMut(Error),
+    ) {
+        scratch.base.clear();
+        scratch.patch.clear();
+        let mut block = std::mem::take(&mut scratch.block);
+        for (place, record) in records.iter().enumerate() {
+            let index = first + place as u64;
+            block.resize(bytes_of(index), 0);
+            if let Err(fault) = self.decode_from_windows(&records[place..], &mut block, scratch) {
+                found(self.error(record, fault, Some((path, index))));
+            }
+        }
+        scratch.block = block;
+    }
+
     /// The error for a block that the caller read and decoded by itself.
     pub fn damaged(&self, record: &BlockRecord, damage: Damage, path: &str, index: u64) -> Error {
         self.error(record, Fault::Damage(damage), Some((path, index)))

@@ -122,7 +122,7 @@ impl Cluster {
         Ok(())
     }
 
-    fn no_such_backup(&self, label: &BackupLabel) -> Result<Error> {
+    pub(super) fn no_such_backup(&self, label: &BackupLabel) -> Result<Error> {
         let known = self.labels()?;
         let known = known.iter().rev().take(5).map(BackupLabel::as_str).collect::<Vec<_>>().join(", ");
         let known = if known.is_empty() { "none yet".to_owned() } else { known };

@@ -170,30 +170,41 @@ impl Manifest {
 
     /// Reads the whole tree: every chunk is what its reference says, the counts add up, paths are in order.
     pub fn verify_all(&self) -> Result<()> {
-        let mut counted = Counted::default();
-        let mut last_path: Option<String> = None;
+        let mut audit = Audit::default();
         for group in self.groups() {
-            let PlacedGroup { group, chunk, .. } = group?;
-            for (number, place) in group.leaves().iter().enumerate() {
-                counted.blocks += self.group_leaf(&group, number, place)?.len() as u64;
+            let placed = group?;
+            self.audit_group(&placed, &mut audit)?;
+            for (number, place) in placed.group.leaves().iter().enumerate() {
+                self.group_leaf(&placed.group, number, place)?;
             }
-            for file in group.files() {
-                let in_order = last_path.is_none_or(|last| path::order(&last, &file.path) == Ordering::Less);
-                if !in_order {
-                    return Err(self.inner.chunks.corrupt(&chunk, format!("\"{}\" is out of order", file.path)));
-                }
-                last_path = Some(file.path.clone());
-                counted.files += 1;
-                counted.bytes += file.bytes;
-            }
-            counted.groups += 1;
         }
+        self.audit_totals(&audit)
+    }
+
+    /// Adds a group to what was found, in path order.
+    pub(super) fn audit_group(&self, placed: &PlacedGroup, audit: &mut Audit) -> Result<()> {
+        let files = placed.group.files();
+        if let (Some(last), Some(first)) = (&audit.last_path, files.first())
+            && path::order(last, &first.path) != Ordering::Less
+        {
+            return Err(self.inner.chunks.corrupt(&placed.chunk, format!("\"{}\" is out of order", first.path)));
+        }
+        audit.last_path = files.last().map(|file| file.path.clone());
+        audit.counted.groups += 1;
+        audit.counted.files += files.len() as u64;
+        audit.counted.blocks += placed.group.blocks();
+        audit.counted.bytes += files.iter().map(|file| file.bytes).sum::<u64>();
+        Ok(())
+    }
+
+    /// Compares what was found with what the root says.
+    pub(super) fn audit_totals(&self, audit: &Audit) -> Result<()> {
         let root = &self.inner.root;
         let expected = Counted { files: root.files, groups: root.groups, blocks: root.blocks, bytes: root.bytes };
-        if counted == expected {
+        if audit.counted == expected {
             return Ok(());
         }
-        Err(self.root_is_corrupt(format!("the manifest's root counts {expected:?}, found {counted:?}")))
+        Err(self.root_is_corrupt(format!("the manifest's root counts {expected:?}, found {:?}", audit.counted)))
     }
 
     /// All groups in path order.
@@ -268,7 +279,13 @@ impl Manifest {
     }
 }
 
-/// What a walk over the whole manifest must find.
+/// What a walk over the whole manifest has found so far.
+#[derive(Debug, Default)]
+pub(super) struct Audit {
+    counted: Counted,
+    last_path: Option<String>,
+}
+
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Counted {
     files: u64,
@@ -304,7 +321,7 @@ impl Begin {
     }
 }
 
-/// The groups from some file on. Holds one index chunk a level.
+/// The groups from some file on. Holds one index chunk a level. Goes on behind a chunk that cannot be read.
 struct Groups<'a> {
     manifest: &'a Manifest,
     /// From the top down.
@@ -334,38 +351,33 @@ impl Step {
 impl<'a> Groups<'a> {
     /// From the group on that may hold the first file that is wanted.
     fn from(manifest: &'a Manifest, begin: &Begin) -> Self {
-        let mut groups = Self { manifest, stack: Vec::new(), failed: None };
-        if let Err(error) = groups.descend(manifest.top(), 0, 0, begin) {
-            groups.failed = Some(error);
-            groups.stack.clear();
+        match Self::descend(manifest, begin) {
+            Ok(stack) => Self { manifest, stack, failed: None },
+            Err(error) => Self { manifest, stack: Vec::new(), failed: Some(error) },
         }
-        groups
     }
 
-    /// Goes down from `index`, which has so much before it, to the group that may hold the first file that is wanted.
-    fn descend(
-        &mut self,
-        mut index: Result<Arc<IndexChunk>>,
-        mut leaves_before: u64,
-        mut files_before: u64,
-        begin: &Begin,
-    ) -> Result<()> {
+    /// The way from the top to the group that may hold the first file that is wanted.
+    fn descend(manifest: &Manifest, begin: &Begin) -> Result<Vec<Step>> {
+        let mut step = Step { chunk: manifest.top()?, entry: 0, leaves_before: 0, files_before: 0 };
+        if matches!(begin, Begin::Start) {
+            return Ok(vec![step]);
+        }
+        let mut stack = Vec::new();
         loop {
-            let chunk = index?;
-            let mut step = Step { chunk, entry: 0, leaves_before, files_before };
             // An entry is left behind if the one after it begins too early as well.
             while let Some([this, next]) = step.chunk.entries().get(step.entry..step.entry + 2)
                 && begin.is_after(step.files_before + this.files, &next.first_path)
             {
                 step.advance();
             }
-            (leaves_before, files_before) = (step.leaves_before, step.files_before);
-            let (chunk, entry) = (Arc::clone(&step.chunk), step.entry);
-            self.stack.push(step);
-            if chunk.level() == 0 {
-                return Ok(());
+            if step.chunk.level() == 0 {
+                stack.push(step);
+                return Ok(stack);
             }
-            index = self.manifest.index_below(&chunk, entry);
+            let below = manifest.index_below(&step.chunk, step.entry)?;
+            let (leaves_before, files_before) = (step.leaves_before, step.files_before);
+            stack.push(std::mem::replace(&mut step, Step { chunk: below, entry: 0, leaves_before, files_before }));
         }
     }
 
@@ -379,15 +391,21 @@ impl<'a> Groups<'a> {
                 continue;
             };
             if step.chunk.level() == 0 {
-                let group = self.manifest.group_below(&step.chunk, step.entry)?;
-                let (first_leaf, first_file) = (step.leaves_before, step.files_before);
-                let placed = PlacedGroup { group, first_leaf, first_file, chunk: current.chunk };
+                let group = self.manifest.group_below(&step.chunk, step.entry);
+                let (first_leaf, first_file, chunk) = (step.leaves_before, step.files_before, current.chunk);
                 step.advance();
-                return Ok(Some(placed));
+                return Ok(Some(PlacedGroup { group: group?, first_leaf, first_file, chunk }));
             }
-            let below = self.manifest.index_below(&step.chunk, step.entry);
-            let (leaves_before, files_before) = (step.leaves_before, step.files_before);
-            self.descend(below, leaves_before, files_before, &Begin::Start)?;
+            match self.manifest.index_below(&step.chunk, step.entry) {
+                Ok(below) => {
+                    let (leaves_before, files_before) = (step.leaves_before, step.files_before);
+                    self.stack.push(Step { chunk: below, entry: 0, leaves_before, files_before });
+                }
+                Err(error) => {
+                    step.advance();
+                    return Err(error);
+                }
+            }
         }
     }
 }
@@ -399,12 +417,7 @@ impl Iterator for Groups<'_> {
         if let Some(error) = self.failed.take() {
             return Some(Err(error));
         }
-        let next = self.advance().transpose();
-        if matches!(next, Some(Err(_))) {
-            // An error ends the walk.
-            self.stack.clear();
-        }
-        next
+        self.advance().transpose()
     }
 }
 

@@ -31,6 +31,7 @@ mod packs;
 mod sweep;
 #[cfg(test)]
 pub(crate) mod tests;
+mod verify;
 mod writer;
 
 pub use crate::format::repository::{ClusterInfo, RepositoryId, RepositoryInfo};
@@ -38,6 +39,7 @@ pub use cluster::{Backup, Cluster};
 pub use lock::{Lock, LockKind};
 pub use manifest::Manifest;
 pub use packs::{Outcome, PackWriter};
+pub use verify::{Finding, Kind, Proof, Verification};
 pub use writer::{BackupWriter, Description, LeafRef, Parent};
 
 /// More than any description of ours needs; a longer one is damaged.

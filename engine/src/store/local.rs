@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -85,8 +85,14 @@ impl Store for LocalStore {
         let mut entries = Vec::new();
         for_each_child(&path, |name, metadata| {
             if !is_hidden(name) {
-                let bytes = if metadata.is_dir() { 0 } else { metadata.len() };
-                entries.push(Entry { key: format!("{directory}/{name}"), bytes, is_directory: metadata.is_dir() });
+                let is_directory = metadata.is_dir();
+                let bytes = if is_directory { 0 } else { metadata.len() };
+                entries.push(Entry {
+                    key: format!("{directory}/{name}"),
+                    bytes,
+                    modified: metadata.mtime(),
+                    is_directory,
+                });
             }
             Ok(())
         })?;

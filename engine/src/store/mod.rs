@@ -36,6 +36,8 @@ pub struct Entry {
     pub key: String,
     /// Its bytes; 0 for a directory.
     pub bytes: u64,
+    /// When it was written, seconds since 1970 by the store's clock: for people.
+    pub modified: i64,
     /// True where the key is a prefix of others.
     pub is_directory: bool,
 }

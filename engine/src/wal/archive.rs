@@ -1,5 +1,6 @@
 //! The archive of one cluster: what is in it.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::history::History;
@@ -47,6 +48,11 @@ impl WalArchive {
     pub(super) fn key(&self, file: WalFile) -> String {
         let directory = keys::wal_timeline(self.cluster.name(), file.timeline());
         format!("{directory}/{}", file.file_name(self.segment_bytes()))
+    }
+
+    /// Where a file of the archive lies, for error messages.
+    pub fn path_of(&self, file: WalFile) -> PathBuf {
+        self.store().describe(&self.key(file))
     }
 
     /// Whether the archive has a file of that name.

@@ -9,7 +9,7 @@ use std::fmt;
 
 use super::WalArchive;
 use super::history::History;
-use super::name::SegmentName;
+use super::name::{SegmentName, WalFile};
 use crate::Result;
 use crate::format::backup::BackupInfo;
 use crate::units::{Lsn, Timeline};
@@ -33,6 +33,8 @@ pub struct Reach {
     pub timeline: Timeline,
     /// The end of the WAL that is there without a gap; none if the backup cannot even become consistent.
     pub end: Option<Lsn>,
+    /// When the last segment before that end was archived, seconds since 1970: no transaction in it is younger.
+    pub archived: Option<i64>,
     /// The segment that ends it, where the archive goes on behind a gap.
     pub gap: Option<Gap>,
 }
@@ -54,8 +56,8 @@ impl fmt::Display for Gap {
     }
 }
 
-/// Segment numbers by timeline.
-type Present = BTreeMap<Timeline, BTreeSet<u64>>;
+/// Segment numbers by timeline, and when each was archived.
+type Present = BTreeMap<Timeline, BTreeMap<u64, i64>>;
 
 impl WalArchive {
     /// The gaps of all timelines: segments that are missing between two of one timeline.
@@ -73,7 +75,7 @@ impl WalArchive {
     pub fn missing_between(&self, start: Lsn, path: &History, stop: Option<Lsn>) -> Result<Vec<SegmentName>> {
         let segment_bytes = self.segment_bytes();
         let present = self.present(path)?;
-        let newest = present.get(&path.timeline).and_then(BTreeSet::last).copied();
+        let newest = present.get(&path.timeline).and_then(|numbers| numbers.keys().last()).copied();
         let last = match stop {
             Some(stop) => SegmentName::ending_at(path.timeline, stop, segment_bytes).number,
             None => newest.unwrap_or(start.0 / segment_bytes),
@@ -104,8 +106,11 @@ impl WalArchive {
         let timelines = path.ancestors.iter().map(|ancestor| ancestor.timeline).chain([path.timeline]);
         timelines
             .map(|timeline| {
-                let segments = self.segments(timeline)?;
-                Ok((timeline, segments.into_iter().map(|segment| segment.number).collect()))
+                let segments = self.entries(timeline)?.into_iter().filter_map(|(file, entry)| match file {
+                    WalFile::Segment(segment) => Some((segment.number, entry.modified)),
+                    WalFile::Partial(_) | WalFile::BackupLabel(..) | WalFile::History(_) => None,
+                });
+                Ok((timeline, segments.collect()))
             })
             .collect()
     }
@@ -119,7 +124,7 @@ fn needed(path: &History, number: u64, segment_bytes: u64) -> SegmentName {
 }
 
 fn has(present: &Present, segment: SegmentName) -> bool {
-    present.get(&segment.timeline).is_some_and(|numbers| numbers.contains(&segment.number))
+    present.get(&segment.timeline).is_some_and(|numbers| numbers.contains_key(&segment.number))
 }
 
 fn gap_between(before: SegmentName, next_number: u64) -> Option<Gap> {
@@ -136,13 +141,17 @@ fn reach(path: &History, present: &Present, info: &BackupInfo, segment_bytes: u6
     // What lies behind the first missing one, on the timelines that are needed there.
     let later = present.iter().flat_map(|(timeline, numbers)| {
         let behind =
-            numbers.range(missing.number + 1..).map(|number| SegmentName { timeline: *timeline, number: *number });
+            numbers.range(missing.number + 1..).map(|(number, _)| SegmentName { timeline: *timeline, number: *number });
         behind.filter(|segment| needed(path, segment.number, segment_bytes) == *segment)
     });
     let gap = later.map(|segment| segment.number).min();
+    let last = missing.number.checked_sub(1).map(|number| needed(path, number, segment_bytes));
+    let archived = last.and_then(|last| present.get(&last.timeline)?.get(&last.number).copied());
+    let is_consistent = end >= info.wal.stop;
     Reach {
         timeline: path.timeline,
-        end: (end >= info.wal.stop).then_some(end),
+        end: is_consistent.then_some(end),
+        archived: archived.filter(|_| is_consistent),
         gap: gap.map(|next| Gap { first: missing, segments: next - missing.number }),
     }
 }

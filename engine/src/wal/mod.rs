@@ -23,3 +23,8 @@ pub use fetch::Fetched;
 pub use object::WalObject;
 pub use page::SegmentHeader;
 pub use push::Pushed;
+
+#[cfg(test)]
+pub(crate) fn tests_segment(name: name::SegmentName, identifier: u64, segment_bytes: u64) -> Vec<u8> {
+    page::tests::segment(name, identifier, segment_bytes, 1)
+}

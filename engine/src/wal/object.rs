@@ -16,7 +16,6 @@ pub struct WalObject {
     blocks: Blocks,
     file: Arc<FileRecord>,
     system_identifier: SystemIdentifier,
-    stored_end: u64,
 }
 
 impl WalObject {
@@ -38,11 +37,6 @@ impl WalObject {
         if header.name != name {
             return Err(Error::corrupt(path, format!("it holds {}", header.name)));
         }
-        let runs = header.blocks.iter().filter_map(|record| match record.content {
-            crate::format::block::Content::Stored { at, .. } => Some(at.end()),
-            _ => None,
-        });
-        let stored_end = runs.max().unwrap_or(needed as u64);
         let file = FileRecord {
             path: header.name,
             kind: FileKind::Regular,
@@ -55,7 +49,7 @@ impl WalObject {
             first_block: BlockNumber(0),
         };
         let blocks = Blocks::of_object(Arc::clone(store), key, header.blocks, header.block_size);
-        Ok(Some(Self { blocks, file: Arc::new(file), system_identifier: header.system_identifier, stored_end }))
+        Ok(Some(Self { blocks, file: Arc::new(file), system_identifier: header.system_identifier }))
     }
 
     /// The length of the file's content.
@@ -71,11 +65,6 @@ impl WalObject {
     /// The cluster that wrote it; 0 where the file does not tell.
     pub fn system_identifier(&self) -> SystemIdentifier {
         self.system_identifier
-    }
-
-    /// Where the last stored run ends: what the object must have at least.
-    pub(crate) fn stored_end(&self) -> u64 {
-        self.stored_end
     }
 
     /// Reads content from `offset` on, verified; how much, at the end less than `out` holds.
