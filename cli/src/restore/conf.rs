@@ -15,34 +15,34 @@
 
 /// One setting, as it will be written: the value is quoted by [`with_block`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Setting {
+pub(crate) struct Setting {
     /// The parameter, or an empty string for a comment line.
-    pub name: String,
+    pub(crate) name: String,
     /// Its value, unquoted.
-    pub value: String,
+    pub(crate) value: String,
 }
 
 impl Setting {
     /// `name = 'value'`.
-    pub fn new(name: &str, value: impl Into<String>) -> Self {
+    pub(crate) fn new(name: &str, value: impl Into<String>) -> Self {
         Self { name: name.to_owned(), value: value.into() }
     }
 }
 
 /// One line of a configuration file that sets something.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub(crate) struct Entry {
     /// The line, from 0.
-    pub line: usize,
+    pub(crate) line: usize,
     /// The parameter, in lower case; `include`, `include_dir` and `include_if_exists` are entries too.
-    pub name: String,
+    pub(crate) name: String,
     /// The value, unquoted.
-    pub value: String,
+    pub(crate) value: String,
 }
 
 /// `value` in single quotes as PostgreSQL's lexer reads it back: quotes and backslashes doubled. What no quoted value
 /// can hold, a line break or a NUL, becomes a space.
-pub fn quoted(value: &str) -> String {
+pub(crate) fn quoted(value: &str) -> String {
     let mut out = String::with_capacity(value.len() + 2);
     out.push('\'');
     for letter in value.chars() {
@@ -59,7 +59,7 @@ pub fn quoted(value: &str) -> String {
 
 /// `text` with a block of `settings` at its end, between two lines that carry `stamp`. A block of the same stamp
 /// that is already there is replaced.
-pub fn with_block(text: &[u8], stamp: &str, why: &str, settings: &[Setting]) -> Vec<u8> {
+pub(crate) fn with_block(text: &[u8], stamp: &str, why: &str, settings: &[Setting]) -> Vec<u8> {
     let mut out = without_block(text, stamp);
     let joined = out.last().is_some_and(|byte| *byte != b'\n');
     if joined {
@@ -78,7 +78,7 @@ pub fn with_block(text: &[u8], stamp: &str, why: &str, settings: &[Setting]) -> 
 }
 
 /// `text` without the block of `stamp`, if it has one; the inverse of [`with_block`].
-pub fn without_block(text: &[u8], stamp: &str) -> Vec<u8> {
+pub(crate) fn without_block(text: &[u8], stamp: &str) -> Vec<u8> {
     let mut out = text.to_vec();
     while let Some((start, stop, joined)) = find_block(&out, stamp) {
         // The line break before the block is ours where the text had none at its end. Text that somebody added
@@ -90,12 +90,12 @@ pub fn without_block(text: &[u8], stamp: &str) -> Vec<u8> {
 }
 
 /// True where `text` has a whole block of `stamp`.
-pub fn has_block(text: &[u8], stamp: &str) -> bool {
+pub(crate) fn has_block(text: &[u8], stamp: &str) -> bool {
     find_block(text, stamp).is_some()
 }
 
 /// `text` with every line that sets one of `names` commented out under `stamp`.
-pub fn silenced(text: &[u8], stamp: &str, names: &[&str]) -> Vec<u8> {
+pub(crate) fn silenced(text: &[u8], stamp: &str, names: &[&str]) -> Vec<u8> {
     let silent: std::collections::BTreeSet<usize> = entries(text)
         .into_iter()
         .filter(|entry| names.contains(&entry.name.as_str()))
@@ -113,18 +113,18 @@ pub fn silenced(text: &[u8], stamp: &str, names: &[&str]) -> Vec<u8> {
 }
 
 /// `text` with what [`silenced`] commented out back in force.
-pub fn restored(text: &[u8], stamp: &str) -> Vec<u8> {
+pub(crate) fn restored(text: &[u8], stamp: &str) -> Vec<u8> {
     let prefix = silence(stamp);
     lines(text).flat_map(|line| line.strip_prefix(prefix.as_bytes()).unwrap_or(line)).copied().collect()
 }
 
 /// Every line that sets something, in order. Lines that PostgreSQL would refuse are left out.
-pub fn entries(text: &[u8]) -> Vec<Entry> {
+pub(crate) fn entries(text: &[u8]) -> Vec<Entry> {
     lines(text).enumerate().filter_map(|(line, bytes)| entry(line, bytes)).collect()
 }
 
 /// The value that counts: the last one set for `name`.
-pub fn value_of(text: &[u8], name: &str) -> Option<String> {
+pub(crate) fn value_of(text: &[u8], name: &str) -> Option<String> {
     entries(text).into_iter().rfind(|entry| entry.name == name).map(|entry| entry.value)
 }
 
