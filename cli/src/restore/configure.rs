@@ -227,6 +227,8 @@ impl<'a> Configuration<'a> {
 
     /// The socket's directory, where the session's own would give too long a path.
     fn make_socket_directory(&self) -> anyhow::Result<()> {
+        // The copier made the session's directory for itself; the server works in it too.
+        files::give(&self.plan.session_directory(), &self.plan.owner)?;
         let directory = self.socket_directory();
         if directory == self.plan.session_directory() || files::make_directory(&directory, &self.plan.owner)? {
             return Ok(());
@@ -285,6 +287,10 @@ impl<'a> Configuration<'a> {
         settings.extend(dangerous_commands());
         if self.backup.server.version_num < 160_000 {
             settings.push(Setting::new("promote_trigger_file", ""));
+        }
+        if self.backup.server.version_num >= 140_000 {
+            // Before it recovers, PostgreSQL syncs every file, one by one. Ours are durable; one call covers the rest.
+            settings.push(Setting::new("recovery_init_sync_method", "syncfs"));
         }
         settings.extend(self.plan.target.settings());
         Ok(settings)

@@ -65,7 +65,6 @@ impl Restore<'_> {
         let step = self.context.output.step("unmount");
         mount.stop()?;
         self.session.journal.mount = None;
-        self.session.remove_mount_log()?;
         let time = step.done("");
         self.session.note_step("unmount", time.as_secs_f64(), "");
         Ok(())

@@ -78,8 +78,7 @@ impl Restore<'_> {
     /// Takes the session's traces away; what was done goes to the user.
     pub(super) fn finish(&mut self) -> anyhow::Result<Exit> {
         self.configuration()?.remove_socket_directory()?;
-        files::remove(&self.plan().session_directory())?;
-        self.session.enter(Phase::Finished)?;
+        self.end_session()?;
         let running = recover::instance(self.plan())?;
         let port = match crate::postgres::postmaster::running_in(running.data_directory())? {
             Some(file) => file.port,
@@ -91,10 +90,17 @@ impl Restore<'_> {
 
     /// `--no-start`: the directory is the backup's, and its first start recovers.
     pub(super) fn finish_without_start(&mut self) -> anyhow::Result<Exit> {
-        files::remove(&self.plan().session_directory())?;
-        self.session.enter(Phase::Finished)?;
+        self.end_session()?;
         report::not_started(self.session, &self.backup.info, self.context);
         Ok(Exit::Done)
+    }
+
+    /// The session's directory and its mount's log go; the journal stays.
+    fn end_session(&mut self) -> anyhow::Result<()> {
+        files::remove(&self.plan().session_directory())?;
+        self.session.remove_mount_log()?;
+        self.session.journal.mount = None;
+        self.session.enter(Phase::Finished)
     }
 
     /// The server is at its target; the session waits for `promote` or `cancel`.
