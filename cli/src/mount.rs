@@ -32,11 +32,8 @@ use crate::context::Context;
 use crate::exit::{Exit, Failure};
 use crate::human;
 
-#[allow(unused_imports)] // for the verbs that look before they mount
 pub(crate) use place::default_directory;
-#[allow(unused_imports)]
 pub(crate) use session::{MountRequest, SessionMount};
-#[allow(unused_imports)]
 pub(crate) use usable::{Reason, fuse_usable};
 
 /// Memory of a mount unless it is told: enough for full read-ahead of a few streams and for a thousand blocks.

@@ -20,7 +20,7 @@ use super::guard::Mounted;
 use crate::support::compare::Entry;
 use crate::support::*;
 
-pub const SEGMENT_BYTES: u64 = 1 << 20;
+pub const SEGMENT_BYTES: u32 = 1 << 20;
 pub const BLOCK_BYTES: u64 = 128 << 10;
 const SYSTEM: u64 = 7_412_345_678_901_234_567;
 /// The tablespace outside of the data directory.
@@ -54,7 +54,8 @@ impl Sample {
         let root = scratch.join("repo");
         let repository = repository::Repository::init(&root, compression, BlockSize::DEFAULT)?;
         let name = "main".parse().map_err(anyhow::Error::msg)?;
-        let info = ClusterInfo::new(name, SystemIdentifier(SYSTEM), SEGMENT_BYTES, "2026-11-22T08:00:00Z".to_owned());
+        let info =
+            ClusterInfo::new(name, SystemIdentifier(SYSTEM), SEGMENT_BYTES.into(), "2026-11-22T08:00:00Z".to_owned());
         let cluster = repository.create_cluster(info)?;
         let info = back_up(&cluster, &original, &space)?;
         let sample = Self { scratch, original, repository: root, info, pghydrant };
@@ -260,17 +261,13 @@ fn back_up(cluster: &repository::Cluster, data: &Path, space: &Path) -> Result<B
             system_identifier: SystemIdentifier(SYSTEM),
             version_num: 150_018,
             data_checksums: true,
-            wal_segment_bytes: SEGMENT_BYTES,
+            wal_segment_bytes: SEGMENT_BYTES.into(),
             data_directory: data.display().to_string(),
             outside_files: Vec::new(),
             owner: "postgres".to_owned(),
             settings: BTreeMap::new(),
         },
-        wal: WalRange {
-            timeline: Timeline(1),
-            start: Lsn(2 * SEGMENT_BYTES + 0x28),
-            stop: Lsn(2 * SEGMENT_BYTES + 0x100),
-        },
+        wal: WalRange { timeline: Timeline(1), start: Lsn(0x20_0028), stop: Lsn(0x20_0100) },
         snapshot: Snapshot::default(),
         tablespaces: vec![Tablespace {
             oid: SPACE,
@@ -288,15 +285,15 @@ pub fn segment(timeline: u32, number: u64) -> Vec<u8> {
     /// `XLOG_PAGE_MAGIC` of version 15, and `XLP_LONG_HEADER`.
     const MAGIC: u16 = 0xD110;
     const LONG_HEADER: u16 = 2;
-    let mut bytes = relation(SEGMENT_BYTES as usize, usize::try_from(number).unwrap_or_default());
+    let mut bytes = relation(1 << 20, usize::try_from(number).unwrap_or_default());
     let mut header = Vec::new();
     header.extend(MAGIC.to_le_bytes());
     header.extend(LONG_HEADER.to_le_bytes());
     header.extend(timeline.to_le_bytes());
-    header.extend((number * SEGMENT_BYTES).to_le_bytes());
+    header.extend((number * u64::from(SEGMENT_BYTES)).to_le_bytes());
     header.extend([0; 8]);
     header.extend(SYSTEM.to_le_bytes());
-    header.extend((SEGMENT_BYTES as u32).to_le_bytes());
+    header.extend(SEGMENT_BYTES.to_le_bytes());
     header.extend(8192_u32.to_le_bytes());
     bytes[..header.len()].copy_from_slice(&header);
     bytes

@@ -131,17 +131,9 @@ fn huge_pages(machine: &Machine) -> Finding {
 fn fuse(machine: &Machine) -> Vec<Finding> {
     let way_out = "or restore with --source blocks";
     let mut findings = Vec::new();
-    findings.push(match &machine.fuse_device {
-        Ok(()) => ok("FUSE", "/dev/fuse opens"),
-        Err(cause) if cause.contains("no such") => {
-            advice("FUSE", format!("/dev/fuse: {cause}"), format!("modprobe fuse, {way_out}"))
-        }
-        Err(cause) => advice("FUSE", format!("/dev/fuse: {cause}"), format!("chmod 0666 /dev/fuse, {way_out}")),
-    });
-    findings.push(match &machine.fusermount {
-        Some(program) => ok("fusermount3", program.display().to_string()),
-        None if machine.root => ok("fusermount3", "not installed; root mounts without it"),
-        None => advice("fusermount3", "not installed", format!("apt-get install fuse3, {way_out}")),
+    findings.push(match &machine.fuse {
+        Ok(()) => ok("FUSE", "this user can mount"),
+        Err(reason) => advice("FUSE", reason.message.clone(), format!("{}, {way_out}", reason.cure)),
     });
     if !machine.root {
         findings.push(if machine.user_allow_other {
@@ -169,6 +161,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::super::survey::{Server, allows_other, meminfo_field};
     use super::*;
+    use crate::mount::Reason;
 
     fn place_ok(path: &str) -> Place {
         Place { path: path.into(), writable: Ok(()), free_bytes: Some(1 << 30) }
@@ -185,8 +178,7 @@ mod tests {
             huge_pages_free: 64,
             huge_page_kib: 2048,
             transparent_huge_pages: Some("always madvise [never]".to_owned()),
-            fuse_device: Ok(()),
-            fusermount: Some("/usr/bin/fusermount3".into()),
+            fuse: Ok(()),
             user_allow_other: true,
             postgres: vec![Server { directory: "/bin".into(), version: "15.1".to_owned(), absent: vec![] }],
             state: place_ok("/var/lib/pghydrant"),
@@ -217,14 +209,13 @@ mod tests {
         let poor = Machine {
             memlock_bytes: Some(8 << 20),
             huge_pages_free: 0,
-            fuse_device: Err("permission denied".to_owned()),
-            fusermount: None,
+            fuse: Err(Reason { message: "no fusermount3".to_owned(), cure: "apt-get install fuse3".to_owned() }),
             io_uring: false,
             io_uring_disabled: Some(2),
             user_allow_other: false,
             ..good()
         };
-        for subject in ["io_uring", "locked memory", "huge pages", "FUSE", "fusermount3", "user_allow_other"] {
+        for subject in ["io_uring", "locked memory", "huge pages", "FUSE", "user_allow_other"] {
             let finding = found(&poor, subject);
             assert_eq!(finding.verdict, Verdict::Advice, "{subject}");
             assert!(finding.cure.is_some(), "{subject}");

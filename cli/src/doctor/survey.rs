@@ -1,7 +1,7 @@
 //! Reads this machine: no verdicts here.
 
 use std::ffi::OsStr;
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -11,6 +11,7 @@ use rustix::process::{Resource, getrlimit};
 
 use super::Arguments;
 use crate::context::Context;
+use crate::mount::{Reason, default_directory, fuse_usable};
 use crate::postgres::binaries::Binaries;
 
 /// Programs of PostgreSQL that a restore or its checks call.
@@ -33,8 +34,7 @@ pub(super) struct Machine {
     pub(super) huge_page_kib: u64,
     /// The line of `/sys/kernel/mm/transparent_hugepage/enabled`.
     pub(super) transparent_huge_pages: Option<String>,
-    pub(super) fuse_device: Result<(), String>,
-    pub(super) fusermount: Option<PathBuf>,
+    pub(super) fuse: Result<(), Reason>,
     pub(super) user_allow_other: bool,
     pub(super) postgres: Vec<Server>,
     pub(super) state: Place,
@@ -78,32 +78,18 @@ pub(super) fn survey(arguments: &Arguments, context: &Context) -> Result<Machine
         huge_pages_free: meminfo_field(&meminfo, "HugePages_Free").unwrap_or(0),
         huge_page_kib: meminfo_field(&meminfo, "Hugepagesize").unwrap_or(0),
         transparent_huge_pages: fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").ok(),
-        fuse_device: open_fuse().map_err(|cause| words(&cause)),
-        fusermount: fusermount(),
+        fuse: fuse_usable(),
         user_allow_other: fs::read_to_string("/etc/fuse.conf").is_ok_and(|text| allows_other(&text)),
         postgres: Binaries::installed().iter().map(Server::of).collect(),
         state: Place::at(&context.state_directory()?),
-        mount_directory: Place::at(&chosen.unwrap_or_else(|| PathBuf::from("/run/media/pghydrant"))),
+        mount_directory: Place::at(&chosen.unwrap_or_else(default_directory)),
         repository,
     })
 }
 
 /// Why no backup can be mounted by this user here, if that is so.
 pub(crate) fn fuse_is_missing() -> Option<String> {
-    if let Err(cause) = open_fuse() {
-        return Some(format!("FUSE cannot be used here (/dev/fuse: {})", words(&cause)));
-    }
-    let root = rustix::process::geteuid().is_root();
-    (!root && fusermount().is_none()).then(|| "FUSE cannot be used here (no fusermount3)".to_owned())
-}
-
-fn open_fuse() -> io::Result<()> {
-    OpenOptions::new().read(true).write(true).open("/dev/fuse").map(drop)
-}
-
-fn fusermount() -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).map(|directory| directory.join("fusermount3")).find(|program| program.is_file())
+    fuse_usable().err().map(|reason| format!("FUSE cannot be used here ({})", reason.message))
 }
 
 /// A line `user_allow_other` that is no comment.

@@ -72,16 +72,6 @@ impl Server {
         &self.log
     }
 
-    /// The server's process id.
-    pub(super) fn id(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// Whether the server still runs.
-    pub(super) fn is_alive(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(None))
-    }
-
     /// Tells the server that we are done, and ends it if it has not ended by itself after `patience`.
     pub(super) fn end(&mut self, patience: Duration) -> Option<ExitStatus> {
         self.stdin = None;

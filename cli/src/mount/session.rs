@@ -70,11 +70,6 @@ impl SessionMount {
         &self.mountpoint
     }
 
-    /// What the server was given to prove that the mount is its own.
-    pub(crate) fn token(&self) -> &str {
-        &self.token
-    }
-
     /// Proves that what lies at the mountpoint is still the mount of the server that this session started.
     pub(crate) fn prove(&self) -> engine::Result<()> {
         table::prove(&self.mountpoint, &self.token)
@@ -88,16 +83,6 @@ impl SessionMount {
     /// The end of the server's log.
     pub(crate) fn last_words(&self) -> Option<String> {
         launch::last_words(self.server_log())
-    }
-
-    /// The server's process id.
-    pub(crate) fn server_id(&self) -> Option<u32> {
-        self.server.as_ref().map(Server::id)
-    }
-
-    /// Whether the server still runs.
-    pub(crate) fn is_alive(&mut self) -> bool {
-        self.server.as_mut().is_some_and(Server::is_alive)
     }
 
     /// Takes the mount away and waits until the server has ended.
