@@ -22,6 +22,7 @@ mod restore;
 mod sessions;
 mod settings;
 mod show;
+mod table;
 mod verify;
 mod wal;
 

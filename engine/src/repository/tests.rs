@@ -517,7 +517,8 @@ fn damage_names_the_backups_that_need_it_and_the_rest_is_read_on() {
     let path_of = |pack| cluster.store().describe(&keys::pack(cluster.name(), pack));
     for pack in [shared.pack, own.pack] {
         let mut bytes = std::fs::read(path_of(pack)).unwrap();
-        bytes[4096 + 1] ^= 1;
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
         std::fs::write(path_of(pack), bytes).unwrap();
     }
     let findings = prove(&cluster, None).findings;
