@@ -4,7 +4,9 @@
 //! ([`super::worker`]). The calling thread keeps the map: every few seconds it notes what is written, syncs the file
 //! systems, and only then puts the bits on disk. A crash costs the blocks since then, no more.
 //!
-//! A sync is of whole file systems, never of one file at a time: that is what makes small files cheap.
+//! A sync is of whole file systems: 5,000 files of 8 KiB that were written past the page cache into allocated space took
+//! 0.01 s to sync that way, 0.1 to 0.7 s by an fsync each from eight threads, and 6.7 to 10 s by one fsync after the
+//! other (ext4 on a virtio disk).
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
@@ -82,7 +84,7 @@ impl Hydration {
             map: &self.map,
             disk: &*self.disk,
             source,
-            shape: Shape::new(fill.workers, fill.memory_bytes, open_files_max()),
+            shape: Shape::new(fill.workers, fill.memory_bytes, self.backup.info.totals.bytes, open_files_max()),
             progress,
             units: Mutex::new(Units::new(files, self.backup.info.block_bytes, left_out)),
             failure: FirstFailure::new(),
@@ -145,11 +147,14 @@ pub(super) struct Shape {
 }
 
 impl Shape {
-    /// As many workers as wanted, as the memory has buffers for them; files within the process's limit.
-    fn new(workers: usize, memory_bytes: usize, open_files_max: u64) -> Self {
+    /// As many workers as wanted, as the memory has buffers for them, and the content work; files within the process's
+    /// limit.
+    fn new(workers: usize, memory_bytes: usize, content_bytes: u64, open_files_max: u64) -> Self {
         let all = (memory_bytes / BUFFER_BYTES).max(BUFFERS_MIN);
         let workers = workers.clamp(1, all / BUFFERS_MIN);
-        let buffers = (all / workers).min(BUFFERS_MAX);
+        // Memory that would never be used is not made: it is zeroed and registered before the first read.
+        let useful = usize::try_from(content_bytes).unwrap_or(usize::MAX) / BUFFER_BYTES * 2 / workers;
+        let buffers = (all / workers).min(BUFFERS_MAX).min(useful.max(BUFFERS_MIN));
         // While a job is read its files are open in the source; while it is written, once or twice in the target.
         let files = open_files_max.saturating_sub(FILES_SPARED) as usize / (workers * buffers * 2);
         Self { workers, buffers: buffers as u16, reserve: buffers / 2, job_files: files.clamp(1, JOB_FILES_MAX) }
@@ -274,13 +279,14 @@ mod tests {
 
     #[test]
     fn memory_bounds_the_workers_and_the_process_its_open_files() {
-        let shape = Shape::new(2, 64 << 20, 1 << 20);
+        let shape = Shape::new(2, 64 << 20, 1 << 40, 1 << 20);
         assert_eq!((shape.workers, shape.buffers, shape.job_files), (2, 16, 64));
-        let shape = Shape::new(64, 64 << 20, 1024);
+        let shape = Shape::new(64, 64 << 20, 1 << 40, 1024);
         assert_eq!((shape.workers, shape.buffers), (8, 4));
         assert!(shape.workers * usize::from(shape.buffers) * 2 * shape.job_files <= 1024);
-        let shape = Shape::new(0, 0, 0);
+        let shape = Shape::new(0, 0, 0, 0);
         assert_eq!((shape.workers, shape.buffers, shape.job_files), (1, 4, 1));
         assert!(shape.reserve >= 1);
+        assert_eq!(Shape::new(2, 64 << 20, 10 << 20, 1 << 20).buffers, 5);
     }
 }

@@ -120,7 +120,8 @@ impl Hydration {
         let made = self.disk.open(place, Open::Create(0o600))?;
         self.disk.set_attributes(&made, file.mode, self.owner)?;
         self.disk.allocate(&made, file.bytes)?;
-        self.disk.set_modified(&made, file.modified)
+        // Of the others it is set when they are filled.
+        if file.bytes == 0 { self.disk.set_modified(&made, file.modified) } else { Ok(()) }
     }
 
     /// Before a file is made anew, the map must not say any more that something of it is there.

@@ -12,15 +12,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::fill::Shared;
-use super::plan::{Job, Missing};
+use super::plan::{Job, Missing, Span};
 use super::source::{self, SourceFiles};
 use super::target::{TargetFiles, Writes};
 use crate::blocks::Scratch;
 use crate::format::block::{BlockRecord, Content};
 use crate::io::disk::{Finished, Queue, Transfer, Way};
-use crate::io::{BUFFER_BYTES, Buffer};
+use crate::io::{BUFFER_BYTES, Buffer, Open};
 use crate::progress::Stage;
-use crate::units::DIRECT_BYTES;
+use crate::units::{BlockNumber, DIRECT_BYTES};
 use crate::{Error, Result};
 
 /// See the module.
@@ -126,21 +126,35 @@ impl<'a, 'b> Worker<'a, 'b> {
             let mut missing = Vec::new();
             for span in unit {
                 self.records.clear();
-                let first = crate::units::BlockNumber(span.file.first_block.0 + span.first);
+                let first = BlockNumber(span.file.first_block.0 + span.first);
                 self.shared.backup.manifest.blocks(first, span.count, &mut self.records)?;
-                for (index, record) in (span.first..).zip(&self.records) {
-                    let bytes = self.shared.backup.info.block_bytes.block_bytes_at(span.file.bytes, index);
-                    let block = Missing { file: Arc::clone(&span.file), index, bytes, record: *record };
-                    if self.shared.map.is_present(block.number()) {
-                        self.shared.count_present(bytes);
-                    } else if record.content == Content::Zero {
-                        self.shared.count_zero(block.number(), bytes);
-                    } else {
-                        missing.push(block);
-                    }
-                }
+                self.find_missing(&span, &mut missing)?;
             }
             self.jobs.extend(self.shared.source.jobs(missing, self.shared.backup, self.shared.shape.limits())?);
+        }
+        Ok(())
+    }
+
+    /// Sorts the blocks of a span, of which `records` has the records, into those to read and those that are there.
+    fn find_missing(&self, span: &Span, missing: &mut Vec<Missing>) -> Result<()> {
+        let Shared { backup, map, .. } = self.shared;
+        let (before, mut zeros) = (missing.len(), 0);
+        for (index, record) in (span.first..).zip(&self.records) {
+            let bytes = backup.info.block_bytes.block_bytes_at(span.file.bytes, index);
+            let block = Missing { file: Arc::clone(&span.file), index, bytes, record: *record };
+            if map.is_present(block.number()) {
+                self.shared.count_present(bytes);
+            } else if record.content == Content::Zero {
+                self.shared.count_zero(block.number(), bytes);
+                zeros += 1;
+            } else {
+                missing.push(block);
+            }
+        }
+        // A file of zeros is never written, so nothing else gives it its time.
+        if zeros > 0 && missing.len() == before {
+            let file = self.shared.disk.open(self.shared.roots.place(&span.file.path)?, Open::WriteBuffered)?;
+            self.shared.disk.set_modified(&file, span.file.modified)?;
         }
         Ok(())
     }

@@ -130,7 +130,8 @@ pub trait Disk: Send + Sync {
     fn make_directory(&self, place: Place<'_>, mode: u32) -> Result<bool>;
     /// Makes a symbolic link with this text.
     fn make_link(&self, place: Place<'_>, text: &Path) -> Result<()>;
-    /// Sets the file's size and makes sure that the space is there: unwritten extents, which read as zeros.
+    /// Makes a file that was just created this large, and sure that the space is there: unwritten extents, which
+    /// read as zeros.
     fn allocate(&self, file: &OpenFile, bytes: u64) -> Result<()>;
     /// Sets a file's size.
     fn set_size(&self, file: &OpenFile, bytes: u64) -> Result<()>;

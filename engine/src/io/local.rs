@@ -163,14 +163,15 @@ impl Disk for LocalDisk {
     }
 
     fn allocate(&self, file: &OpenFile, bytes: u64) -> Result<()> {
-        if bytes > 0 {
-            match retry_on_intr(|| rustix::fs::fallocate(&file.file, FallocateFlags::empty(), 0, bytes)) {
-                // The file system cannot promise the space: the size at least is right.
-                Ok(()) | Err(Errno::OPNOTSUPP) => {}
-                Err(cause) => return Err(Error::io("allocate space for", &file.path, cause)),
-            }
+        if bytes == 0 {
+            return Ok(());
         }
-        self.set_size(file, bytes)
+        match retry_on_intr(|| rustix::fs::fallocate(&file.file, FallocateFlags::empty(), 0, bytes)) {
+            Ok(()) => Ok(()),
+            // The file system cannot promise the space: the size at least is right.
+            Err(Errno::OPNOTSUPP) => self.set_size(file, bytes),
+            Err(cause) => Err(Error::io("allocate space for", &file.path, cause)),
+        }
     }
 
     fn set_size(&self, file: &OpenFile, bytes: u64) -> Result<()> {
