@@ -160,6 +160,23 @@ fn a_user_without_the_rights_is_told_which_are_missing() -> Result<()> {
 }
 
 #[test]
+fn a_user_who_may_not_read_the_data_directory_is_told_who_may() -> Result<()> {
+    requires!(Postgres, Root);
+    let scratch = Scratch::new()?;
+    let (cluster, _) = without_archive(&scratch)?;
+    let nobody = OsUser { name: "nobody".to_owned(), uid: 65534, gid: 65534 };
+    let place = tempfile::tempdir()?;
+    std::os::unix::fs::chown(place.path(), Some(nobody.uid), None)?;
+    // The socket is in a directory of the server's own: opened, the data directory beside it stays closed.
+    let everyone = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(&cluster.sockets, everyone)?;
+    let repository = Repository::init_at(&place.path().join("repo"), &Pghydrant::new(&scratch)?.as_user(&nobody), &[])?;
+    let arguments = repository.arguments(&["backup"], &["--dbname", &cluster.connection_string()]);
+    repository.pghydrant.fail(arguments, 3, &["cannot read the server's data directory", "as the owner"])?;
+    Ok(())
+}
+
+#[test]
 fn a_directory_that_the_server_does_not_run_in_is_not_taken_for_its_own() -> Result<()> {
     requires!(Postgres, Root);
     let scratch = Scratch::new()?;

@@ -91,6 +91,7 @@ impl Server {
             .into());
         }
         let data = data_directory(client)?;
+        refuse_unreadable(&data)?;
         let control = control::read(&data)?;
         refuse_another_servers_directory(client, &data, &control)?;
         refuse_other_builds(&control)?;
@@ -219,6 +220,20 @@ fn data_directory(client: &Client) -> Result<PathBuf> {
         };
         failure.hint(hint).into()
     })
+}
+
+/// PostgreSQL opens its directory to the owner, at most to the owner's group.
+fn refuse_unreadable(data: &Path) -> Result<()> {
+    use rustix::fs::{Access, AtFlags, CWD, accessat};
+    use rustix::io::Errno;
+    match accessat(CWD, data, Access::READ_OK | Access::EXEC_OK, AtFlags::EACCESS) {
+        Err(Errno::ACCESS | Errno::PERM) => {
+            let message = format!("cannot read the server's data directory {}: permission denied", data.display());
+            Err(refuse(message).hint("run the backup as the owner of the data directory, or as root").into())
+        }
+        // Whatever else may be wrong is told by the first read.
+        _ => Ok(()),
+    }
 }
 
 /// A copy on this machine may lie where the server, on another, has its own: only the directory in which this very server
