@@ -140,6 +140,7 @@ impl Restore<'_> {
             socket_directory: configuration.socket_directory(),
             port: configuration.recovery_port(),
             users,
+            promoting: self.session.journal.at_target.is_some(),
             target: self.plan().target.to_string(),
         })
     }

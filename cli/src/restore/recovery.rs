@@ -36,6 +36,8 @@ const POLL: Duration = Duration::from_millis(50);
 const LOGIN_PAUSE: Duration = Duration::from_millis(500);
 /// Between two objects for a program, and two lines in a log.
 const TELL_PAUSE: Duration = Duration::from_secs(1);
+/// A server that was asked to leave its pause does so at once; a request that was lost must not be waited for.
+const PROMOTE_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a server may take to stop after an interrupt before it is stopped at once.
 const STOP_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -85,6 +87,8 @@ pub(crate) struct Watch<'a> {
     pub(crate) port: u16,
     /// Users to try: whose name the bootstrap superuser has is not in the data directory's files.
     pub(crate) users: Vec<String>,
+    /// The server waited at its target and was asked to leave recovery.
+    pub(crate) promoting: bool,
     /// Shown beside the position.
     pub(crate) target: String,
 }
@@ -96,6 +100,7 @@ impl Watch<'_> {
         let mut login = Login { users: self.users.clone(), client: None, next: Instant::now() };
         let mut position = Position::default();
         let mut told = Instant::now();
+        let paused_since = Instant::now();
         loop {
             if self.context.interrupted() {
                 self.instance.stop(StopMode::Fast, STOP_PATIENCE)?;
@@ -111,7 +116,10 @@ impl Watch<'_> {
             } else if log.facts.lsn > position.lsn {
                 position.lsn = log.facts.lsn;
             }
-            if let Some(outcome) = verdict(&seen) {
+            let outcome = verdict(&seen);
+            if outcome == Some(Outcome::Paused) && self.promoting && paused_since.elapsed() < PROMOTE_PATIENCE {
+                // It was asked to go on, and has not yet.
+            } else if let Some(outcome) = outcome {
                 let Facts { stopped_at, new_timeline, .. } = log.facts;
                 return Ok(Recovered { outcome, position, stopped_at, new_timeline });
             }
