@@ -10,6 +10,9 @@ use crate::restore::verbs;
 /// Options of `sessions`.
 #[derive(clap::Args, Debug)]
 pub(crate) struct ListArguments {
+    /// Finished ones too
+    #[arg(long)]
+    pub(crate) all: bool,
     #[command(flatten)]
     pub(crate) output: JsonOption,
 }
@@ -23,8 +26,8 @@ pub(crate) struct SessionArguments {
     pub(crate) output: JsonOption,
 }
 
-pub(crate) fn list(_arguments: &ListArguments, context: &Context) -> anyhow::Result<Exit> {
-    verbs::list(context)
+pub(crate) fn list(arguments: &ListArguments, context: &Context) -> anyhow::Result<Exit> {
+    verbs::list(arguments.all, context)
 }
 
 pub(crate) fn retry(arguments: &SessionArguments, context: &Context) -> anyhow::Result<Exit> {

@@ -207,7 +207,7 @@ impl Store {
         let known = read_json(&self.journal_path(id))?;
         known.ok_or_else(|| {
             let message = format!("there is no session {id} in {}", self.directory.display());
-            Failure::new(Exit::Usage, message)
+            Failure::new(Exit::Failed, message)
                 .hint("`pghydrant sessions` lists them; --state DIR looks elsewhere")
                 .into()
         })

@@ -145,8 +145,10 @@ pub(crate) fn look(request: &Request, cluster: &Cluster) -> anyhow::Result<Facts
     let backups = cluster.backups()?;
     let archive = cluster.wal();
     let histories = histories(&archive)?;
-    let binaries = find_binaries(request, &backups);
-    let place = locate(request, &backups, &histories, &archive, binaries.as_ref().ok());
+    let binaries = find_binaries(request.programs.as_deref(), request, &backups);
+    // For a look into the WAL other programs of the version will do as well.
+    let searcher = binaries.clone().or_else(|_| find_binaries(None, request, &backups)).ok();
+    let place = locate(request, &backups, &histories, &archive, searcher.as_ref());
     let found_place = place.as_ref().ok().copied().flatten();
     let choice =
         choose::choose(&backups, request.backup.as_ref(), request.timeline, &request.goal, found_place, &histories)
@@ -154,8 +156,9 @@ pub(crate) fn look(request: &Request, cluster: &Cluster) -> anyhow::Result<Facts
     let backup = choice.as_ref().ok().map(|(info, _)| cluster.backup(&info.label)).transpose()?;
     let contents = backup.as_ref().map(contents).transpose()?.unwrap_or_default();
     let wal = match (&choice, place) {
-        (Ok((info, path)), Ok(place)) => wal_facts(request, info, path, place, &archive, binaries.as_ref().ok())
-            .map_err(|error| format!("{error:#}")),
+        (Ok((info, path)), Ok(place)) => {
+            wal_facts(request, info, path, place, &archive, searcher.as_ref()).map_err(|error| format!("{error:#}"))
+        }
         (_, Err(error)) => Err(format!("{error:#}")),
         (Err(_), Ok(_)) => Ok(WalFacts::default()),
     };
@@ -191,13 +194,13 @@ fn histories(archive: &WalArchive) -> anyhow::Result<Histories> {
     Ok(histories)
 }
 
-fn find_binaries(request: &Request, backups: &[BackupInfo]) -> Result<Binaries, String> {
+fn find_binaries(chosen: Option<&Path>, request: &Request, backups: &[BackupInfo]) -> Result<Binaries, String> {
     let wanted = match &request.backup {
         Some(label) => backups.iter().find(|info| info.label == *label),
         None => backups.last(),
     };
     let major = wanted.map(|info| info.server.version_num / 10_000);
-    Binaries::find(request.programs.as_deref(), major).map_err(|error| format!("{error:#}"))
+    Binaries::find(chosen, major).map_err(|error| format!("{error:#}"))
 }
 
 /// The user who will run the instance: named, ourselves, or who owns the place.

@@ -19,13 +19,14 @@ use crate::postgres::instance::{Condition, StopMode};
 /// A server that is stopped at once ends at once.
 const STOP_PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
 
-/// `sessions`: the oldest first.
-pub(crate) fn list(context: &Context) -> anyhow::Result<Exit> {
+/// `sessions`: the oldest first; finished ones only with `all`.
+pub(crate) fn list(all: bool, context: &Context) -> anyhow::Result<Exit> {
     let store = Store::of(&context.state_directory()?);
     let mut lines = Vec::new();
     let mut objects = Vec::new();
     for entry in store.list()? {
         match entry {
+            Ok((journal, _)) if journal.phase == Phase::Finished && !all => {}
             Ok((journal, driver)) => {
                 lines.push(line(&journal, driver));
                 objects.push(object(&journal, driver));
