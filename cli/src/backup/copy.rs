@@ -265,7 +265,7 @@ impl<'a> Copy<'a> {
         let path = &self.files[place].path;
         let first_page = if self.check_pages { relation_first_page(path) } else { None };
         let parent = match &self.parent {
-            Some(parent) => ParentFile::find(parent, path, self.block)?,
+            Some(parent) => unless_damaged(ParentFile::find(parent, path, self.block))?,
             None => None,
         };
         Ok(Reading { crc32c: 0, bytes: 0, start, checker: first_page.map(Checker::new), parent })
@@ -329,7 +329,7 @@ impl<'a> Copy<'a> {
             reading.crc32c = crc32c::crc32c_append(reading.crc32c, block);
             let index = (reading.start + reading.bytes) / self.block.bytes() as u64;
             let parent = match &mut reading.parent {
-                Some(parent) => parent.record(index, block.len())?,
+                Some(parent) => unless_damaged(parent.record(index, block.len()))?,
                 None => None,
             };
             keep(pack.put(block, None, parent.as_ref())?.0)?;
@@ -409,6 +409,17 @@ impl ParentFile {
         let first = BlockNumber(self.first_block.0 + index);
         self.manifest.blocks(first, left.min(LEAF_RECORDS), &mut self.ahead)?;
         Ok(self.ahead.first().copied())
+    }
+}
+
+/// What cannot be compared is stored: a damaged parent must not stop the backup that makes it dispensable.
+fn unless_damaged<T>(found: Result<Option<T>>) -> Result<Option<T>> {
+    match found {
+        Err(error @ Error::Corrupt { .. }) => {
+            tracing::warn!("blocks are stored whole, because their parents cannot be read: {error}");
+            Ok(None)
+        }
+        other => other,
     }
 }
 

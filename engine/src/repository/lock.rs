@@ -7,10 +7,9 @@
 //!
 //! The text in the file names an exclusive holder for whoever is refused. It is a hint: the lock is the flock.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -97,22 +96,13 @@ impl Drop for Lock {
     }
 }
 
-fn open(store: &dyn Store, cluster: &ClusterName, kind: LockKind) -> Result<(File, std::path::PathBuf)> {
-    let key = format!("{}/{}", keys::locks(cluster), kind.file());
-    let path = store.local_path(&key).ok_or_else(|| Error::Unsupported {
-        path: store.describe(&key),
-        detail: "this kind of store has no locks".to_owned(),
-    })?;
-    let directory = path.parent().unwrap_or(Path::new("."));
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o750)
-        .create(directory)
-        .map_err(|cause| Error::io("create", directory, cause))?;
-    // Not truncated: the text belongs to whoever holds the lock.
-    let mut options = OpenOptions::new();
-    let file = options.read(true).write(true).create(true).truncate(false).mode(0o640).open(&path);
-    Ok((file.map_err(|cause| Error::io("open", &path, cause))?, path))
+fn open(store: &dyn Store, cluster: &ClusterName, kind: LockKind) -> Result<(File, PathBuf)> {
+    let key = key(cluster, kind);
+    Ok((store.open_lock(&key)?, store.describe(&key)))
+}
+
+fn key(cluster: &ClusterName, kind: LockKind) -> String {
+    format!("{}/{}", keys::locks(cluster), kind.file())
 }
 
 fn held(cluster: &ClusterName, kind: LockKind, file: &File) -> Error {
@@ -159,7 +149,7 @@ mod tests {
         let store = LocalStore::new(directory.path());
         let cluster: ClusterName = "main".parse().unwrap();
         drop(Lock::exclusive(&store, &cluster, LockKind::Backup).unwrap());
-        let path = store.local_path(&format!("{}/backup", keys::locks(&cluster))).unwrap();
+        let path = store.describe(&key(&cluster, LockKind::Backup));
         let mut holder = std::process::Command::new("flock")
             .arg("--no-fork")
             .arg(&path)

@@ -101,8 +101,7 @@ impl Repository {
         let entries = list_or_empty(&**self.store(), keys::CLUSTERS)?;
         let mut names = Vec::new();
         for name in entries.iter().filter_map(|entry| entry.name().parse::<ClusterName>().ok()) {
-            // A directory without a description is what a crash left of a first push.
-            if self.store().size(&keys::cluster_info(&name))?.is_some() {
+            if self.store().size(&keys::cluster_info(&name))?.is_some() || self.has_content(&name)? {
                 names.push(name);
             }
         }
@@ -125,8 +124,22 @@ impl Repository {
 
     /// Opens a cluster, if there is such a one.
     pub fn find_cluster(&self, name: &ClusterName) -> Result<Option<Cluster>> {
-        let info = get(&**self.store(), &keys::cluster_info(name), ClusterInfo::from_json)?;
-        info.map(|info| Cluster::new(self.clone(), info, name)).transpose()
+        let key = keys::cluster_info(name);
+        match get(&**self.store(), &key, ClusterInfo::from_json)? {
+            Some(info) => Cluster::new(self.clone(), info, name).map(Some),
+            None if self.has_content(name)? => {
+                let detail = "the description of the cluster is missing, but its backups or its WAL are there";
+                Err(Error::corrupt(self.store().describe(&key), detail))
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// Whether there is more of a cluster than the directory that a crash left of its first push.
+    fn has_content(&self, name: &ClusterName) -> Result<bool> {
+        let store = &**self.store();
+        let backups = list_or_empty(store, &keys::backups(name))?;
+        Ok(!backups.is_empty() || !list_or_empty(store, &keys::wal(name))?.is_empty())
     }
 
     /// Opens the cluster that `info` describes, making it if it is new. A cluster of that name with another system

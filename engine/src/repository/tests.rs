@@ -319,6 +319,36 @@ fn nothing_is_swept_while_a_backup_cannot_be_read_and_backups_go_on() {
 }
 
 #[test]
+fn a_damaged_manifest_is_no_parent_and_does_not_stop_backups() {
+    let directory = tempfile::tempdir().unwrap();
+    let cluster = cluster_of(&repository_in(directory.path())).unwrap();
+    let tree = sample_tree();
+    let first = back_up(&cluster, &tree, Parent::Full).unwrap();
+    let path = cluster.store().describe(&keys::manifest(cluster.name(), &first.label));
+    let whole = std::fs::read(&path).unwrap();
+    let mut damaged = whole.clone();
+    // The groups' chunks, in the middle, but not the root at the end.
+    damaged[whole.len() / 2..whole.len() - 20_000].fill(0xEE);
+    std::fs::write(&path, damaged).unwrap();
+    let cluster = cluster_of(&Repository::open(cluster.repository().root()).unwrap()).unwrap();
+    let second = back_up(&cluster, &tree, Parent::Latest).unwrap();
+    assert_eq!(second.parent, None);
+    assert!(read_back(&cluster.backup(&second.label).unwrap()).unwrap() == tree);
+}
+
+#[test]
+fn a_cluster_without_its_description_is_damaged_not_absent() {
+    let directory = tempfile::tempdir().unwrap();
+    let repository = repository_in(directory.path());
+    let cluster = cluster_of(&repository).unwrap();
+    back_up_small(&cluster).unwrap();
+    std::fs::remove_file(repository.store().describe(&keys::cluster_info(cluster.name()))).unwrap();
+    assert_eq!(repository.clusters().unwrap(), [cluster.name().clone()]);
+    assert!(matches!(repository.cluster(cluster.name()), Err(Error::Corrupt { .. })));
+    assert!(matches!(cluster_of(&repository), Err(Error::Corrupt { .. })));
+}
+
+#[test]
 fn one_backup_at_a_time_and_a_worker_that_did_not_finish_is_no_backup() {
     let directory = tempfile::tempdir().unwrap();
     let cluster = cluster_of(&repository_in(directory.path())).unwrap();

@@ -110,6 +110,7 @@ impl BackupWriter {
             Parent::Full => None,
             Parent::Latest => newest_readable(cluster)?,
         };
+        let (parent, known) = parent.map_or_else(Default::default, |(parent, known)| (Some(parent), known));
         let label = new_label(cluster, parent.is_some())?;
         let inherited = parent.iter().flat_map(|parent| parent.manifest.manifests());
         let manifests = inherited.map(|used| used.label.clone()).chain([label.clone()]).collect();
@@ -135,7 +136,7 @@ impl BackupWriter {
             label,
             started_at: now(),
             began: Instant::now(),
-            known: parent.as_ref().map_or_else(|| Ok(HashMap::new()), chunks_of)?,
+            known,
             parent,
             packs: Arc::new(packs),
             manifests,
@@ -319,14 +320,13 @@ impl Tree {
     }
 }
 
-/// The newest backup that can be a parent. One that is damaged must not stop all backups to come.
-fn newest_readable(cluster: &Cluster) -> Result<Option<Backup>> {
+/// The newest backup that can be a parent, and where its chunks lie, by their hashes. One that is damaged must not stop
+/// all backups to come.
+fn newest_readable(cluster: &Cluster) -> Result<Option<(Backup, HashMap<Hash, ChunkRef>)>> {
     for label in cluster.labels()?.into_iter().rev() {
-        match cluster.backup(&label) {
-            Ok(backup) if backup.info.block_bytes == cluster.repository().info().block_bytes => {
-                return Ok(Some(backup));
-            }
-            Ok(_) => {}
+        match cluster.backup(&label).and_then(|backup| chunks_of(&backup).map(|known| (backup, known))) {
+            Ok((backup, _)) if backup.info.block_bytes != cluster.repository().info().block_bytes => {}
+            Ok(found) => return Ok(Some(found)),
             Err(error @ (Error::Corrupt { .. } | Error::Unsupported { .. })) => {
                 tracing::warn!("backup {label} cannot be a parent: {error}");
             }
@@ -336,10 +336,9 @@ fn newest_readable(cluster: &Cluster) -> Result<Option<Backup>> {
     Ok(None)
 }
 
-/// Where the parent's chunks lie, by their hashes.
-fn chunks_of(parent: &Backup) -> Result<HashMap<Hash, ChunkRef>> {
+fn chunks_of(backup: &Backup) -> Result<HashMap<Hash, ChunkRef>> {
     let mut known = HashMap::new();
-    for group in parent.manifest.groups() {
+    for group in backup.manifest.groups() {
         let placed = group?;
         let chunks = placed.group.leaves().iter().copied().chain([placed.chunk]);
         known.extend(chunks.map(|chunk| (chunk.hash, chunk)));

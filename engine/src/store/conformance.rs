@@ -16,6 +16,7 @@ pub(crate) fn run(make: &dyn Fn(&str) -> Box<dyn Store>) {
     removal_is_idempotent(&*make("removal"));
     a_small_read_has_a_limit(&*make("limit"));
     keys_stay_inside_the_store(&*make("inside"));
+    a_lock_is_one_file_for_all(&*make("lock"));
 }
 
 fn a_key_appears_as_a_whole(store: &dyn Store) {
@@ -104,4 +105,13 @@ fn keys_stay_inside_the_store(store: &dyn Store) {
         assert!(store.put(key, b"x", Existing::Refuse).is_err(), "{key}");
         assert!(store.get(key, 1).is_err(), "{key}");
     }
+}
+
+fn a_lock_is_one_file_for_all(store: &dyn Store) {
+    use rustix::fs::{FlockOperation, flock};
+    let (one, other) = (store.open_lock("locks/one").unwrap(), store.open_lock("locks/one").unwrap());
+    flock(&one, FlockOperation::NonBlockingLockExclusive).unwrap();
+    assert!(flock(&other, FlockOperation::NonBlockingLockExclusive).is_err());
+    drop(one);
+    flock(&other, FlockOperation::NonBlockingLockExclusive).unwrap();
 }

@@ -1,5 +1,6 @@
 //! A store whose n-th operation fails, to fail every one of them in turn.
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -84,6 +85,11 @@ impl Store for FailingStore {
     fn sweep_uploads(&self, directory: &str) -> Result<u64> {
         self.turn.next("sweep", self.describe(directory))?;
         self.inner.sweep_uploads(directory)
+    }
+
+    fn open_lock(&self, key: &str) -> Result<File> {
+        self.turn.next("open", self.describe(key))?;
+        self.inner.open_lock(key)
     }
 
     fn describe(&self, key: &str) -> PathBuf {

@@ -2,11 +2,14 @@
 //!
 //! An upload is a hidden file beside its final name, renamed when all of it is durable. Files that were read
 //! stay open, a bounded number of them, since a mount reads the same packs again and again.
+//!
+//! What root writes belongs to the owner of the store's directory: a backup that root makes must not keep the
+//! server's `archive_command` from writing beside it.
 
 use std::collections::HashMap;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -39,6 +42,39 @@ impl LocalStore {
         let path = Path::new(key);
         let plain = !key.is_empty() && path.components().all(|part| matches!(part, Component::Normal(_)));
         if plain { Ok(self.root.join(path)) } else { Err(Error::Refused(format!("\"{key}\" is not a key of a store"))) }
+    }
+
+    fn make_parents(&self, path: &Path) -> Result<()> {
+        path.parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+            .map_or(Ok(()), |parent| self.make_directory(parent))
+    }
+
+    /// Makes a directory and its missing parents, each durably named by the one above.
+    fn make_directory(&self, path: &Path) -> Result<()> {
+        if path.is_dir() {
+            return Ok(());
+        }
+        self.make_parents(path)?;
+        match std::fs::DirBuilder::new().mode(DIRECTORY_MODE).create(path) {
+            Ok(()) => {
+                let directory = File::open(path).map_err(|cause| Error::io("open", path, cause))?;
+                self.hand_over(&directory, path)?;
+            }
+            Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(cause) => return Err(Error::io("create", path, cause)),
+        }
+        durable::sync_directory(path.parent().unwrap_or(path))
+    }
+
+    /// Gives what root has made in the store to the owner of the store.
+    fn hand_over(&self, file: &File, path: &Path) -> Result<()> {
+        if !rustix::process::geteuid().is_root() || !path.starts_with(&self.root) || path == self.root {
+            return Ok(());
+        }
+        let owner = std::fs::metadata(&self.root).map_err(|cause| Error::io("look at", &self.root, cause))?;
+        let given = std::os::unix::fs::fchown(file, Some(owner.uid()), Some(owner.gid()));
+        given.map_err(|cause| Error::io("change the owner of", path, cause))
     }
 
     fn open_files(&self) -> std::sync::MutexGuard<'_, OpenFiles> {
@@ -113,10 +149,9 @@ impl Store for LocalStore {
 
     fn create(&self, key: &str, existing: Existing) -> Result<Box<dyn Upload>> {
         let path = self.path(key)?;
-        if let Some(parent) = path.parent() {
-            make_directories(parent)?;
-        }
+        self.make_parents(&path)?;
         let (temporary, file) = durable::create_beside(&path, FILE_MODE)?;
+        self.hand_over(&file, &temporary)?;
         Ok(Box::new(LocalUpload { path, temporary, file, existing, written: 0, failed: false, renamed: false }))
     }
 
@@ -146,6 +181,17 @@ impl Store for LocalStore {
         }
         leftovers.iter().try_for_each(|leftover| durable::remove_durably(leftover))?;
         Ok(bytes)
+    }
+
+    fn open_lock(&self, key: &str) -> Result<File> {
+        let path = self.path(key)?;
+        self.make_parents(&path)?;
+        // Not truncated: the text belongs to whoever holds the lock.
+        let mut options = OpenOptions::new();
+        let file = options.read(true).write(true).create(true).truncate(false).mode(FILE_MODE).open(&path);
+        let file = file.map_err(|cause| Error::io("open", &path, cause))?;
+        self.hand_over(&file, &path)?;
+        Ok(file)
     }
 
     fn describe(&self, key: &str) -> PathBuf {
@@ -213,21 +259,6 @@ impl Drop for LocalUpload {
     }
 }
 
-/// Makes `path` and its missing parents, each durably named by the one above.
-fn make_directories(path: &Path) -> Result<()> {
-    if path.is_dir() {
-        return Ok(());
-    }
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    parent.map_or(Ok(()), make_directories)?;
-    match std::fs::DirBuilder::new().mode(DIRECTORY_MODE).create(path) {
-        Ok(()) => {}
-        Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(cause) => return Err(Error::io("create", path, cause)),
-    }
-    durable::sync_directory(parent.unwrap_or(Path::new(".")))
-}
-
 fn for_each_child(path: &Path, mut each: impl FnMut(&str, &std::fs::Metadata) -> Result<()>) -> Result<()> {
     let list_error = |cause| Error::io("list", path, cause);
     for child in std::fs::read_dir(path).map_err(list_error)? {
@@ -289,6 +320,23 @@ mod tests {
     fn a_local_directory_conforms() {
         let directory = tempfile::tempdir().unwrap();
         conformance::run(&|name| Box::new(LocalStore::new(directory.path().join(name))));
+    }
+
+    #[test]
+    fn what_root_writes_belongs_to_the_owner_of_the_store() {
+        if !rustix::process::geteuid().is_root() {
+            // Only root can give files away; everybody else has nothing to hand over.
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        std::os::unix::fs::chown(directory.path(), Some(12345), Some(54321)).unwrap();
+        let store = LocalStore::new(directory.path());
+        store.put("new/deep/key", b"x", Existing::Refuse).unwrap();
+        store.open_lock("locks/lock").unwrap();
+        for made in ["new", "new/deep", "new/deep/key", "locks", "locks/lock"] {
+            let metadata = std::fs::metadata(directory.path().join(made)).unwrap();
+            assert_eq!((metadata.uid(), metadata.gid()), (12345, 54321), "{made}");
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! [`Existing::Refuse`] never changes.
 
 use std::fmt::Debug;
+use std::fs::File;
 use std::path::PathBuf;
 
 use crate::Result;
@@ -85,6 +86,9 @@ pub trait Store: Send + Sync + Debug {
     /// Removes what crashed uploads left under `directory` and tells how many bytes that were. Only for the
     /// holder of a lock that excludes every upload there.
     fn sweep_uploads(&self, directory: &str) -> Result<u64>;
+
+    /// Opens the file of `key`, making it if it is new, for a lock that ends with its holder.
+    fn open_lock(&self, key: &str) -> Result<File>;
 
     /// How people find `key`: for error messages.
     fn describe(&self, key: &str) -> PathBuf;
