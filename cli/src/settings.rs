@@ -83,11 +83,6 @@ impl Settings {
         let (path, values) = self.file.as_ref()?;
         Some((values.get(key)?.into(), Source::File(path.clone())))
     }
-
-    /// The settings file in use.
-    pub(crate) fn file(&self) -> Option<&Path> {
-        self.file.as_ref().map(|(path, _)| path.as_path())
-    }
 }
 
 fn environment_name(key: &str) -> String {

@@ -18,3 +18,6 @@ pub mod units;
 pub mod wal;
 
 pub use error::{Error, Result};
+
+// Offsets within buffers are computed in u64 and used as usize: PostgreSQL's servers of today have 64 bits.
+const _: () = assert!(usize::BITS == 64);

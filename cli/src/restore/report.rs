@@ -165,10 +165,15 @@ fn table(journal: &Journal) -> String {
 
 /// The error that stopped a session, with what can be done now, where the error itself does not say.
 pub(super) fn with_next_step(error: anyhow::Error, session: &Session) -> anyhow::Error {
-    let id = &session.journal.id;
-    if Failure::hint_of(&error).is_some() || session.journal.phase == Phase::Finished {
+    if session.journal.phase == Phase::Finished {
         return error;
     }
-    let hint = format!("`pghydrant retry {id}` goes on from here, `pghydrant cancel {id}` gives it up");
-    Failure::new(Failure::exit_of(&error), format!("{error:#}")).hint(hint).into()
+    let id = &session.journal.id;
+    let exit = match Failure::exit_of(&error) {
+        Exit::Failed => Exit::Waiting,
+        known => known,
+    };
+    let next = || format!("`pghydrant retry {id}` goes on from here, `pghydrant cancel {id}` gives it up");
+    let hint = Failure::hint_of(&error).unwrap_or_else(next);
+    Failure::new(exit, format!("{error:#}")).hint(hint).into()
 }
