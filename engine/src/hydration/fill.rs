@@ -156,8 +156,9 @@ impl Shape {
         let useful = usize::try_from(content_bytes).unwrap_or(usize::MAX) / BUFFER_BYTES * 2 / workers;
         let buffers = (all / workers).min(BUFFERS_MAX).min(useful.max(BUFFERS_MIN));
         // While a job is read its files are open in the source; while it is written, once or twice in the target.
-        let files = open_files_max.saturating_sub(FILES_SPARED) as usize / (workers * buffers * 2);
-        Self { workers, buffers: buffers as u16, reserve: buffers / 2, job_files: files.clamp(1, JOB_FILES_MAX) }
+        let open_files = usize::try_from(open_files_max.saturating_sub(FILES_SPARED)).unwrap_or(usize::MAX);
+        let job_files = (open_files / (workers * buffers * 2)).clamp(1, JOB_FILES_MAX);
+        Self { workers, buffers: u16::try_from(buffers).unwrap_or(u16::MAX), reserve: buffers / 2, job_files }
     }
 
     pub(super) fn limits(self) -> JobLimits {

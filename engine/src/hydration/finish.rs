@@ -34,7 +34,7 @@ impl Hydration {
     fn place_file(&self, file: &FileRecord) -> Result<()> {
         let content = self.read_whole(file)?;
         let name = Path::new(&file.path).file_name().unwrap_or(OsStr::new("file"));
-        let temporary = session_path(&format!("{}.part", name.to_string_lossy()));
+        let temporary = session_path(format!("{}.part", name.to_string_lossy()));
         let temporary = self.roots.data()?.at(&temporary);
         remove_if_there(&*self.disk, temporary)?;
         let made = self.disk.open(temporary, Open::Create(0o600))?;

@@ -231,7 +231,7 @@ impl Map {
         if batch.pages.is_empty() {
             return Ok(());
         }
-        for (number, page) in &batch.pages {
+        for (number, page) in batch.pages {
             self.disk.write_small(&self.file, ((FIRST_BITS_PAGE + number) * PAGE) as u64, &page[..])?;
         }
         self.disk.sync(&self.file)
@@ -262,7 +262,7 @@ fn bit_of(block: BlockNumber) -> u64 {
 }
 
 fn page_count(blocks: u64) -> usize {
-    blocks.div_ceil(BLOCKS_PER_PAGE) as usize
+    usize::try_from(blocks.div_ceil(BLOCKS_PER_PAGE)).unwrap_or(usize::MAX)
 }
 
 /// The size of the file, for a number of blocks that makes sense.

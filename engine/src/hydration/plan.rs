@@ -329,7 +329,7 @@ impl PackDraft {
             .reads
             .iter()
             .map(|read| {
-                let bytes = (read.end - read.start) as usize;
+                let bytes = in_memory(read.end - read.start);
                 let placed = Read { from: From::Pack(read.pack), offset: read.start, at, bytes };
                 at += bytes.next_multiple_of(DIRECT_BYTES);
                 placed
@@ -337,7 +337,7 @@ impl PackDraft {
             .collect();
         let place = |run: Run| {
             let read = &reads[run.read];
-            let start = read.at + (u64::from(run.extent.offset) - read.offset) as usize;
+            let start = read.at + in_memory(u64::from(run.extent.offset) - read.offset);
             start..start + run.extent.stored as usize
         };
         let pieces = self
@@ -347,6 +347,11 @@ impl PackDraft {
             .collect();
         Job { reads, pieces }
     }
+}
+
+/// A length within a buffer, as `add` has made sure of.
+fn in_memory(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
 }
 
 fn aligned_bytes(read: &PackRead) -> u64 {

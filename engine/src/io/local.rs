@@ -302,3 +302,33 @@ fn walk(root: BorrowedFd<'_>, path: &Path, flags: OFlags, mode: Mode) -> rustix:
     }
     directory.ok_or(Errno::INVAL)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::io::Root;
+
+    #[test]
+    fn walking_refuses_what_openat2_refuses() {
+        let directory = tempfile::tempdir().unwrap();
+        let base = directory.path();
+        std::fs::create_dir_all(base.join("a/b")).unwrap();
+        std::fs::write(base.join("a/b/file"), b"x").unwrap();
+        std::os::unix::fs::symlink(base.join("a"), base.join("way")).unwrap();
+        std::os::unix::fs::symlink("file", base.join("a/b/link")).unwrap();
+        let root = Root::open(base).unwrap();
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let open = |path: &str| walk(root.as_fd(), Path::new(path), flags, Mode::empty()).map(drop);
+        for path in ["a/b/file", "a/b", "."] {
+            open(path).unwrap();
+        }
+        assert_eq!(open("a/b/link"), Err(Errno::LOOP));
+        assert!(matches!(open("way/b/file"), Err(Errno::LOOP | Errno::NOTDIR)));
+        for path in ["..", "a/../a", "/etc"] {
+            assert_eq!(open(path), Err(Errno::XDEV), "{path}");
+        }
+        assert_eq!(open("a/c"), Err(Errno::NOENT));
+    }
+}

@@ -1,6 +1,6 @@
 //! One suite for every way of moving bytes.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
 use std::os::unix::fs::symlink;
 use std::path::Path;

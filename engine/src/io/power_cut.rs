@@ -130,14 +130,14 @@ impl Recording {
                     names.remove(path);
                 }
                 Event::Size(file, bytes) if certain.content(*file, at) || chance.coin() => {
-                    contents.entry(*file).or_default().resize(*bytes as usize, 0);
+                    contents.entry(*file).or_default().resize(in_memory(*bytes), 0);
                 }
                 Event::Write(file, offset, bytes) => {
                     let whole = certain.write(*file, at);
                     let content = contents.entry(*file).or_default();
                     for (index, sector) in bytes.chunks(SECTOR_BYTES).enumerate() {
                         if whole || chance.coin() {
-                            let start = *offset as usize + index * SECTOR_BYTES;
+                            let start = in_memory(*offset) + index * SECTOR_BYTES;
                             content.resize(content.len().max(start + sector.len()), 0);
                             content[start..start + sector.len()].copy_from_slice(sector);
                         }
@@ -227,6 +227,11 @@ fn raise<K: std::hash::Hash + Eq>(known: &mut HashMap<K, usize>, key: K, at: usi
 
 fn identity(file: &OpenFile) -> (u64, u64) {
     file.file.metadata().map_or((0, 0), |metadata| (metadata.dev(), metadata.ino()))
+}
+
+/// Recorded files are small: they are held in memory as a whole.
+fn in_memory(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
 }
 
 /// A small generator, so that a seed says which possibility it was.

@@ -19,7 +19,7 @@ use super::transfer::{self, Next, REQUEST_BYTES_MAX};
 use crate::{Error, Result};
 
 /// Requests in the kernel at once, per worker: small files make many, large ones a few dozen.
-const REQUESTS_MAX: usize = 256;
+const REQUESTS_MAX: u32 = 256;
 
 const _: () = assert!(REQUESTS_MAX.is_power_of_two());
 
@@ -56,14 +56,13 @@ struct Request {
 impl RingQueue {
     /// A ring, with `buffers` registered where that is allowed. Fails where the kernel has no io_uring for us.
     pub(super) fn new(buffers: &mut [Buffer]) -> io::Result<Self> {
-        let entries = REQUESTS_MAX as u32;
         // Completions are then handled when we ask for them, not by interrupting the decoder. Since Linux 6.1.
         let ring = IoUring::builder()
             .setup_single_issuer()
             .setup_defer_taskrun()
             .setup_taskrun_flag()
-            .build(entries)
-            .or_else(|_| IoUring::new(entries))?;
+            .build(REQUESTS_MAX)
+            .or_else(|_| IoUring::new(REQUESTS_MAX))?;
         let mut probe = Probe::new();
         ring.submitter().register_probe(&mut probe)?;
         if !probe.is_supported(opcode::Read::CODE) || !probe.is_supported(opcode::Write::CODE) {
@@ -83,7 +82,7 @@ impl RingQueue {
 
     /// Moves waiting requests into the ring while it has places.
     fn push_waiting(&mut self) {
-        while self.running < REQUESTS_MAX {
+        while self.running < REQUESTS_MAX as usize {
             let Some(&index) = self.waiting.front() else { return };
             let Some(entry) = self.entry(index) else {
                 self.waiting.pop_front();
@@ -106,8 +105,8 @@ impl RingQueue {
         let part = &transfer.parts[request.part];
         let at = part.at + request.start;
         let room = transfer.buffer.len() - at;
-        let bytes =
-            transfer::request_bytes(transfer.way, part.file.direct, request.bytes, room, REQUEST_BYTES_MAX) as u32;
+        let bytes = transfer::request_bytes(transfer.way, part.file.direct, request.bytes, room, REQUEST_BYTES_MAX);
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         let offset = part.offset + request.start as u64;
         let file = types::Fd(part.file.file.as_raw_fd());
         // SAFETY: `at` is within the buffer that begins at `base`, by `transfer::check`.
@@ -131,7 +130,7 @@ impl RingQueue {
         loop {
             let mut count = 0;
             for (place, entry) in seen.iter_mut().zip(self.ring.completion()) {
-                *place = (entry.user_data() as usize, entry.result());
+                *place = (usize::try_from(entry.user_data()).unwrap_or(usize::MAX), entry.result());
                 count += 1;
             }
             for &(index, result) in &seen[..count] {

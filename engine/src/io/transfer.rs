@@ -10,6 +10,8 @@ use crate::{Error, Result};
 pub(super) const REQUEST_BYTES_MAX: usize = 1 << 20;
 
 const _: () = assert!(REQUEST_BYTES_MAX.is_multiple_of(DIRECT_BYTES));
+// The kernel counts a request in 32 bits.
+const _: () = assert!(REQUEST_BYTES_MAX < 1 << 31);
 
 /// What to do next for a part of which `wanted` bytes are still to be moved.
 #[derive(Debug)]
