@@ -24,9 +24,10 @@ use fuser::{
 
 use crate::budget::{BUFFER_BYTES_MAX, Budget};
 use crate::errno;
+use crate::node::Node;
 use crate::reader::{OpenFile, Reader};
 use crate::table::{SERVER_ATTRIBUTE, TOKEN_ATTRIBUTE};
-use crate::tree::{Attributes, Entry, Kind, Node, Owner, Tree};
+use crate::tree::{Attributes, Entry, Kind, Owner, Tree};
 
 /// A backup never changes: the kernel may keep what it was told.
 const LONG: Duration = Duration::from_secs(24 * 3600);

@@ -5,8 +5,10 @@
 
 pub mod backup_fs;
 pub mod budget;
+pub mod content;
 pub mod errno;
 pub mod mounting;
+pub mod node;
 pub mod read_ahead;
 pub mod reader;
 pub mod runs;

@@ -23,6 +23,7 @@ use std::thread::JoinHandle;
 use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
 
 use crate::budget::{Budget, Buffer};
+use crate::content::Content;
 use crate::errno;
 use crate::read_ahead::{Pattern, RUN_BYTES, Window, window_bytes_max};
 use crate::runs::{Found, Origin, Run, Runs};
@@ -31,18 +32,6 @@ use crate::runs::{Found, Origin, Run, Runs};
 const QUEUE_PER_WORKER: usize = 16;
 /// Damaged blocks that are remembered so as not to be logged again: the kernel asks for each page of one.
 const REPORTED_MAX: usize = 1024;
-
-/// The bytes of one file.
-pub trait Content: Send + Sync + fmt::Display {
-    /// How many there are. They never change.
-    fn bytes(&self) -> u64;
-
-    /// The size of its blocks: what is decoded together. At most [`crate::budget::BUFFER_BYTES_MAX`].
-    fn block_bytes(&self) -> u64;
-
-    /// Fills `out`, which lies within the file, from `offset` on with verified bytes.
-    fn read(&self, offset: u64, out: &mut [u8]) -> engine::Result<()>;
-}
 
 /// One open file.
 pub struct OpenFile {

@@ -14,18 +14,17 @@
 //! Always true: a number stands for the same file as long as the mount lives, and content never changes.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use engine::blocks::{Blocks, Scratch};
+use engine::blocks::Blocks;
 use engine::format::file::{FileKind, FileRecord};
 use engine::repository::{Backup, Manifest};
-use engine::units::Timeline;
 use engine::wal::name::{SegmentName, WalFile};
 use engine::wal::{WalArchive, WalObject};
 use engine::{Error, Result};
 
-use crate::reader::Content;
+use crate::content::{ArchivedFile, BackupFile, Content, Text};
+use crate::node::{Node, has_number};
 
 /// Who owns the files of a mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,107 +33,6 @@ pub struct Owner {
     pub uid: u32,
     /// Group number.
     pub gid: u32,
-}
-
-/// What an inode stands for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Node {
-    /// The mount's root.
-    Root,
-    /// `data`.
-    Data,
-    /// `tablespaces`.
-    Tablespaces,
-    /// `wal`.
-    Wal,
-    /// `backup.json`.
-    Description,
-    /// The file at this index of the manifest, as it lies in `data`, or in a tablespace.
-    File(u64),
-    /// `tablespaces/<oid>`: the record at this index, which in `data` is a link.
-    Tablespace(u64),
-    /// A segment, a partial segment or a history, packed into the number.
-    WalFile(WalFile),
-    /// A file of the archive that does not fit into a number: its place in [`Tree::labels`].
-    WalLabel(u64),
-}
-
-const ROOT: u64 = 1;
-const CLASS_SHIFT: u32 = 62;
-const CLASS_FILE: u64 = 1;
-const CLASS_TABLESPACE: u64 = 2;
-const CLASS_WAL: u64 = 3;
-const INDEX_MASK: u64 = (1 << CLASS_SHIFT) - 1;
-const WAL_KIND_SHIFT: u32 = 60;
-const WAL_NUMBER_BITS: u32 = 42;
-const WAL_TIMELINE_BITS: u32 = 18;
-const WAL_SEGMENT: u64 = 0;
-const WAL_PARTIAL: u64 = 1;
-const WAL_HISTORY: u64 = 2;
-const WAL_LABEL: u64 = 3;
-
-const _: () = assert!(WAL_NUMBER_BITS + WAL_TIMELINE_BITS == WAL_KIND_SHIFT);
-
-impl Node {
-    /// The inode number. A [`WalFile`] that has none is interned first, see [`Tree`].
-    pub fn inode(self) -> u64 {
-        let wal = |kind: u64, timeline: Timeline, number: u64| {
-            CLASS_WAL << CLASS_SHIFT | kind << WAL_KIND_SHIFT | u64::from(timeline.0) << WAL_NUMBER_BITS | number
-        };
-        match self {
-            Self::Root => ROOT,
-            Self::Data => ROOT + 1,
-            Self::Tablespaces => ROOT + 2,
-            Self::Wal => ROOT + 3,
-            Self::Description => ROOT + 4,
-            Self::File(index) => CLASS_FILE << CLASS_SHIFT | index & INDEX_MASK,
-            Self::Tablespace(index) => CLASS_TABLESPACE << CLASS_SHIFT | index & INDEX_MASK,
-            Self::WalFile(WalFile::Segment(segment)) => wal(WAL_SEGMENT, segment.timeline, segment.number),
-            Self::WalFile(WalFile::Partial(segment)) => wal(WAL_PARTIAL, segment.timeline, segment.number),
-            Self::WalFile(WalFile::History(timeline)) => wal(WAL_HISTORY, timeline, 0),
-            Self::WalFile(WalFile::BackupLabel(segment, offset)) => {
-                debug_assert!(false, "a label of segment {segment:?} at {offset} has no number of its own");
-                0
-            }
-            Self::WalLabel(place) => wal(WAL_LABEL, Timeline(0), place),
-        }
-    }
-
-    /// What `inode` stands for; numbers come from the kernel, which has them from us.
-    pub fn of(inode: u64) -> Option<Self> {
-        let index = inode & INDEX_MASK;
-        match inode >> CLASS_SHIFT {
-            CLASS_FILE => return Some(Self::File(index)),
-            CLASS_TABLESPACE => return Some(Self::Tablespace(index)),
-            CLASS_WAL => return Self::of_wal(inode),
-            _ => {}
-        }
-        [Self::Root, Self::Data, Self::Tablespaces, Self::Wal, Self::Description]
-            .into_iter()
-            .find(|node| node.inode() == inode)
-    }
-
-    fn of_wal(inode: u64) -> Option<Self> {
-        let number = inode & ((1 << WAL_NUMBER_BITS) - 1);
-        let timeline = Timeline(u32::try_from(inode >> WAL_NUMBER_BITS & ((1 << WAL_TIMELINE_BITS) - 1)).ok()?);
-        let segment = SegmentName { timeline, number };
-        match inode >> WAL_KIND_SHIFT & 3 {
-            WAL_SEGMENT => Some(Self::WalFile(WalFile::Segment(segment))),
-            WAL_PARTIAL => Some(Self::WalFile(WalFile::Partial(segment))),
-            WAL_HISTORY => Some(Self::WalFile(WalFile::History(timeline))),
-            _ => Some(Self::WalLabel(number)),
-        }
-    }
-}
-
-/// Whether a file of the archive can be packed into a number.
-fn has_number(file: WalFile) -> bool {
-    let fits = |timeline: Timeline, number: u64| timeline.0 >> WAL_TIMELINE_BITS == 0 && number >> WAL_NUMBER_BITS == 0;
-    match file {
-        WalFile::Segment(segment) | WalFile::Partial(segment) => fits(segment.timeline, segment.number),
-        WalFile::History(timeline) => fits(timeline, 0),
-        WalFile::BackupLabel(..) => false,
-    }
 }
 
 /// What kind of thing a node is.
@@ -493,134 +391,9 @@ fn child_name<'a>(directory: &str, path: &'a str) -> Option<&'a str> {
     }
 }
 
-/// A regular file of the backup.
-struct BackupFile {
-    file: FileRecord,
-    blocks: Blocks,
-    block_bytes: u64,
-}
-
-thread_local! {
-    /// What the engine needs between two reads of a thread.
-    static SCRATCH: std::cell::RefCell<Scratch> = std::cell::RefCell::default();
-}
-
-impl Content for BackupFile {
-    fn bytes(&self) -> u64 {
-        self.file.bytes
-    }
-
-    fn block_bytes(&self) -> u64 {
-        self.block_bytes
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> Result<()> {
-        let read = SCRATCH.with_borrow_mut(|scratch| self.blocks.read_range(&self.file, offset, out, scratch))?;
-        refuse_short(self, offset, read, out.len())
-    }
-}
-
-impl fmt::Display for BackupFile {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.file.path)
-    }
-}
-
-/// A file of the WAL archive.
-struct ArchivedFile {
-    name: String,
-    object: WalObject,
-    block_bytes: u64,
-}
-
-impl Content for ArchivedFile {
-    fn bytes(&self) -> u64 {
-        self.object.bytes()
-    }
-
-    fn block_bytes(&self) -> u64 {
-        self.block_bytes
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> Result<()> {
-        let read = SCRATCH.with_borrow_mut(|scratch| self.object.read_at(offset, out, scratch))?;
-        refuse_short(self, offset, read, out.len())
-    }
-}
-
-impl fmt::Display for ArchivedFile {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "wal/{}", self.name)
-    }
-}
-
-/// A file that lies in memory.
-struct Text(Arc<[u8]>);
-
-impl Content for Text {
-    fn bytes(&self) -> u64 {
-        self.0.len() as u64
-    }
-
-    fn block_bytes(&self) -> u64 {
-        crate::budget::BUFFER_BYTES_MAX as u64
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> Result<()> {
-        let from = usize::try_from(offset).ok().and_then(|offset| self.0.get(offset..)).unwrap_or_default();
-        let length = from.len().min(out.len());
-        out[..length].copy_from_slice(&from[..length]);
-        refuse_short(self, offset, length, out.len())
-    }
-}
-
-impl fmt::Display for Text {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("backup.json")
-    }
-}
-
-fn refuse_short(content: &dyn Content, offset: u64, read: usize, wanted: usize) -> Result<()> {
-    if read == wanted {
-        return Ok(());
-    }
-    let end = offset + read as u64;
-    Err(Error::corrupt_at(content.to_string(), end, format!("it ends there, {} bytes early", wanted - read)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
-
-    fn node() -> impl Strategy<Value = Node> {
-        let segment = (0_u32..1 << WAL_TIMELINE_BITS, 0_u64..1 << WAL_NUMBER_BITS)
-            .prop_map(|(timeline, number)| SegmentName { timeline: Timeline(timeline), number });
-        prop_oneof![
-            prop::sample::select(vec![Node::Root, Node::Data, Node::Tablespaces, Node::Wal, Node::Description]),
-            (0_u64..=INDEX_MASK).prop_map(Node::File),
-            (0_u64..=INDEX_MASK).prop_map(Node::Tablespace),
-            segment.clone().prop_map(|segment| Node::WalFile(WalFile::Segment(segment))),
-            segment.clone().prop_map(|segment| Node::WalFile(WalFile::Partial(segment))),
-            segment.prop_map(|segment| Node::WalFile(WalFile::History(segment.timeline))),
-            (0_u64..1 << WAL_NUMBER_BITS).prop_map(Node::WalLabel),
-        ]
-    }
-
-    proptest! {
-        #[test]
-        fn an_inode_number_is_the_place_of_its_file(node in node()) {
-            prop_assert_eq!(Node::of(node.inode()), Some(node));
-        }
-
-        #[test]
-        fn no_number_from_the_kernel_is_a_panic(inode in any::<u64>()) {
-            if let Some(node) = Node::of(inode) {
-                let again = Node::of(node.inode());
-                prop_assert_eq!(again, Some(node));
-            }
-        }
-    }
 
     #[test]
     fn a_sibling_with_the_same_beginning_is_no_child() {
