@@ -1,6 +1,7 @@
 //! What the block size costs and gains: encoding, decoding, hashing, patches, the manifest, incremental backups.
 //!
-//! Prints the tables of *benches/README.md* that no clock is needed for, then times the parts with criterion:
+//! Prints the tables of *benches/README.md* that no clock is needed for, then times the parts with criterion, in processor
+//! time of the one thread that works, so that a busy neighbour counts little:
 //! `cargo bench --package pghydrant-benches --bench format`, with `PGHYDRANT_BENCH_PAGES` set as in `pages.rs` for
 //! the pages of a real cluster.
 
@@ -9,6 +10,7 @@
 use std::hint::black_box;
 use std::time::Duration;
 
+use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group};
 use engine::checksum::Hash;
 use engine::codec::{Codec, Compression, decode};
@@ -20,10 +22,50 @@ use engine::format::patch;
 use engine::page::{is_zero, page_checksum};
 use engine::units::{BlockNumber, BlockSize, PAGE_BYTES, PackId};
 use pghydrant_benches::pages::{Random, pages, update};
+use rustix::time::{ClockId, clock_gettime};
 
 const BLOCK_KIB: [u32; 4] = [32, 64, 128, 256];
 const COMPRESSIONS: [Compression; 2] = [Compression::Lz4, Compression::Zstd { level: 1 }];
 const SAMPLE_BYTES: usize = 64 << 20;
+
+/// Processor time of this thread.
+struct ThreadTime;
+
+impl ThreadTime {
+    fn now() -> Duration {
+        let now = clock_gettime(ClockId::ThreadCPUTime);
+        Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+    }
+}
+
+impl Measurement for ThreadTime {
+    type Intermediate = Duration;
+    type Value = Duration;
+
+    fn start(&self) -> Duration {
+        Self::now()
+    }
+
+    fn end(&self, start: Duration) -> Duration {
+        Self::now() - start
+    }
+
+    fn add(&self, one: &Duration, other: &Duration) -> Duration {
+        *one + *other
+    }
+
+    fn zero(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn to_f64(&self, time: &Duration) -> f64 {
+        WallTime.to_f64(time)
+    }
+
+    fn formatter(&self) -> &dyn ValueFormatter {
+        WallTime.formatter()
+    }
+}
 
 fn block_size(kib: u32) -> BlockSize {
     BlockSize::try_from(kib << 10).unwrap_or(BlockSize::DEFAULT)
@@ -130,7 +172,7 @@ fn manifest_sizes() {
     }
 }
 
-fn codecs(criterion: &mut Criterion) {
+fn codecs(criterion: &mut Criterion<ThreadTime>) {
     let (pages, source) = pages(SAMPLE_BYTES);
     println!("\npages: {source}, {} MiB", pages.len() >> 20);
     sizes(&pages);
@@ -176,7 +218,7 @@ fn codecs(criterion: &mut Criterion) {
     }
 }
 
-fn checks(criterion: &mut Criterion) {
+fn checks(criterion: &mut Criterion<ThreadTime>) {
     let (pages, _) = pages(SAMPLE_BYTES);
     let mut hash = criterion.benchmark_group("hash");
     for kib in BLOCK_KIB {
@@ -215,7 +257,10 @@ fn checks(criterion: &mut Criterion) {
 
 criterion_group! {
     name = benches;
-    config = Criterion::default().warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
+    config = Criterion::default()
+        .with_measurement(ThreadTime)
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(2));
     targets = codecs, checks
 }
 
