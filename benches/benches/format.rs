@@ -112,8 +112,8 @@ fn sizes(pages: &[u8]) {
 
 /// The manifest of a cluster of 10 TiB in segments of 1 GiB and 100,000 small tables, as the format's own code makes it.
 fn manifest_sizes() {
-    println!("\n| block KiB | block records | all chunks but leaves | root | read to open | to reach a block |");
-    println!("|---:|---:|---:|---:|---:|---:|");
+    println!("\n| block KiB | block records | groups and index | read to open | then to reach a block |");
+    println!("|---:|---:|---:|---:|---:|");
     for kib in BLOCK_KIB {
         let size = block_size(kib);
         let large = (0..10_240).map(|i| (format!("base/5/{:05}.{}", 20_000 + i / 100, i % 100), 1_u64 << 30));
@@ -143,10 +143,11 @@ fn manifest_sizes() {
             leaves += group_leaves;
             blocks += group_blocks;
         }
-        let (mut index_bytes, mut top_bytes) = (0, 0);
+        let (mut index_bytes, mut index_chunks, mut top_bytes) = (0, 0, 0);
         let groups = entries.len() as u64;
         let put = |bytes: Vec<u8>| {
             index_bytes += bytes.len();
+            index_chunks += 1;
             top_bytes = bytes.len();
             Ok(chunk(bytes.len()))
         };
@@ -167,8 +168,10 @@ fn manifest_sizes() {
         let mib = |bytes: usize| format!("{:.2} MiB", bytes as f64 / f64::from(1 << 20));
         let gib = (blocks * 64 + leaves * 16) as f64 / f64::from(1 << 30);
         let (open, rest) = (root_bytes + top_bytes, mib(groups_bytes + index_bytes));
-        let reach = index_bytes / (groups as usize / 256).max(1) + 64 * 1024 + groups_bytes / groups as usize;
-        println!("| {kib} | {gib:.2} GiB | {rest} | {} | {} | {} |", mib(root_bytes), mib(open), mib(reach));
+        // On average, below the topmost index chunk: one of each level, a group, a leaf.
+        let indexes = index_bytes / index_chunks * usize::from(index_level);
+        let reach = indexes + groups_bytes / groups as usize + (LEAF_RECORDS as usize * 64 + 16);
+        println!("| {kib} | {gib:.2} GiB | {rest} | {} KiB | {} KiB |", open >> 10, reach >> 10);
     }
 }
 
