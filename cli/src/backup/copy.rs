@@ -89,7 +89,7 @@ enum Shrunk {
 struct Piece {
     leaf: LeafRef,
     crc32c: u32,
-    bytes: usize,
+    bytes: u64,
 }
 
 /// What the workers found out.
@@ -219,7 +219,7 @@ impl<'a> Copy<'a> {
             // Beyond the size at which it was listed the WAL has it.
             let end = listed.bytes.min(source.bytes).min(start + piece_bytes);
             if start < end {
-                let mut records = Vec::with_capacity(LEAF_RECORDS as usize);
+                let mut records = Vec::new();
                 let mut reading = self.reading(plan.file, start)?;
                 self.read_blocks(source, start..end, Shrunk::ZerosFollow, &mut reading, worker, &mut |record| {
                     records.push(record);
@@ -227,8 +227,7 @@ impl<'a> Copy<'a> {
                 })?;
                 let crc32c = reading.crc32c;
                 self.keep_suspects(plan.file, reading);
-                let bytes = (end - start) as usize;
-                piece = Some(Piece { leaf: self.writer.commit_leaf(&records)?, crc32c, bytes });
+                piece = Some(Piece { leaf: self.writer.commit_leaf(&records)?, crc32c, bytes: end - start });
             }
         }
         let mut state = lock(&self.large[large]);
@@ -240,8 +239,9 @@ impl<'a> Copy<'a> {
         let Some(source) = source else { return Ok(()) };
         let (mut crc32c, mut bytes, mut leaves) = (0, 0, Vec::with_capacity(plan.leaves));
         for piece in std::mem::take(&mut state.pieces).into_iter().flatten() {
-            crc32c = crc32c::crc32c_combine(crc32c, piece.crc32c, piece.bytes);
-            bytes += piece.bytes as u64;
+            let piece_bytes = usize::try_from(piece.bytes).unwrap_or(usize::MAX);
+            crc32c = crc32c::crc32c_combine(crc32c, piece.crc32c, piece_bytes);
+            bytes += piece.bytes;
             leaves.push(piece.leaf);
         }
         let _ = self.read[plan.file].set(Read { bytes, crc32c, modified: source.modified });
@@ -284,7 +284,7 @@ impl<'a> Copy<'a> {
         let mut at = range.start;
         while at < range.end {
             self.go_on()?;
-            let wanted = READ_BYTES.min((range.end - at) as usize);
+            let wanted = usize::try_from(range.end - at).unwrap_or(READ_BYTES).min(READ_BYTES);
             let (content, scratch) = worker.buffer.split_at_mut(READ_BYTES);
             let began = Instant::now();
             let read = source.read_at(at, &mut content[..wanted.next_multiple_of(DIRECT_BYTES)])?.min(wanted);

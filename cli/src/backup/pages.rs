@@ -37,6 +37,9 @@ impl Suspect {
     }
 }
 
+/// Reads a page of the file again; false if it is there no more.
+pub(super) type Reread<'a, E> = dyn FnMut(u32, &mut [u8]) -> Result<bool, E> + 'a;
+
 /// Verifies the pages of one file.
 #[derive(Debug)]
 pub(super) struct Checker {
@@ -52,17 +55,11 @@ impl Checker {
 
     /// Checks the whole pages of `bytes`, which begin with page `page` of the file. A wrong page is read again with
     /// `reread(page, into)`, which says whether the page was still there; a better copy replaces the wrong one.
-    pub(super) fn check<E>(
-        &mut self,
-        bytes: &mut [u8],
-        page: u32,
-        reread: &mut dyn FnMut(u32, &mut [u8]) -> Result<bool, E>,
-    ) -> Result<(), E> {
+    pub(super) fn check<E>(&mut self, bytes: &mut [u8], page: u32, reread: &mut Reread<'_, E>) -> Result<(), E> {
         for (index, content) in (page..).zip(bytes.chunks_exact_mut(PAGE_BYTES)) {
             let number = self.first_page.wrapping_add(index);
             let mut attempts = if self.suspects.len() < PATIENCE_PAGES { REREADS } else { 1 };
-            loop {
-                let Err((stored, computed)) = judge(content, number) else { break };
+            while let Err((stored, computed)) = judge(content, number) {
                 if attempts == 0 {
                     self.suspects.push(Suspect { page: index, stored, computed, lsn: page::page_lsn(content) });
                     break;
@@ -101,16 +98,16 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn good_page(number: u32, lsn: u64) -> Vec<u8> {
+    fn good_page(number: u32, lsn: u32) -> Vec<u8> {
         let mut page = vec![7; PAGE_BYTES];
-        page[..4].copy_from_slice(&((lsn >> 32) as u32).to_le_bytes());
-        page[4..8].copy_from_slice(&(lsn as u32).to_le_bytes());
+        page[..4].fill(0);
+        page[4..8].copy_from_slice(&lsn.to_le_bytes());
         let checksum = page::page_checksum(&page, number);
         page[8..10].copy_from_slice(&checksum.to_le_bytes());
         page
     }
 
-    fn check(bytes: &mut [u8], reread: &mut dyn FnMut(u32, &mut [u8]) -> Result<bool, ()>) -> Vec<Suspect> {
+    fn check(bytes: &mut [u8], reread: &mut Reread<'_, ()>) -> Vec<Suspect> {
         let mut checker = Checker::new(131_072);
         checker.check(bytes, 10, reread).unwrap();
         checker.into_suspects()
