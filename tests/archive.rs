@@ -215,21 +215,23 @@ fn outcome(server: &Instance) -> Result<String> {
 fn a_push_that_is_killed_leaves_nothing_that_counts() -> Result<()> {
     requires!(Postgres);
     let (world, segments) = archived()?;
-    let (_, fetched) = fetch(&world, &segments[0])?;
-    let later = world.scratch.join("000000010000000000000042");
-    fs::rename(&fetched, &later)?;
+    let last = &segments[segments.len() - 1];
+    let (_, fetched) = fetch(&world, last)?;
+    let segment = world.scratch.join(last);
+    fs::rename(&fetched, &segment)?;
+    let arguments = world.repository.arguments(&["wal", "push"], &[&segment.display().to_string()]);
     for wait in [1, 3, 6, 10, 15, 25, 40] {
-        let running =
-            world.pghydrant.start(world.repository.arguments(&["wal", "push"], &[&later.display().to_string()]))?;
+        let _ = fs::remove_file(object(&world, last));
+        let running = world.pghydrant.start(&arguments)?;
         std::thread::sleep(Duration::from_millis(wait));
-        let finished = running.kill()?;
-        let (fetching, to) = fetch(&world, "000000010000000000000042")?;
+        let killed = running.kill()?;
+        let (fetching, to) = fetch(&world, last)?;
         match fetching.code {
             Some(ABSENT) => {}
-            Some(0) => ensure!(fs::read(&to)? == fs::read(&later)?, "half a segment after {wait} ms"),
-            _ => bail!("after a push killed at {wait} ms ({finished}):\n{fetching}"),
+            Some(0) => ensure!(fs::read(&to)? == fs::read(&segment)?, "half a segment after {wait} ms"),
+            _ => bail!("after a push killed at {wait} ms ({killed}):\n{fetching}"),
         }
     }
-    push(&world, &later)?.expect_code(0)?;
+    push(&world, &segment)?.expect_code(0)?;
     Ok(())
 }

@@ -93,9 +93,8 @@ fn many_tables_unlogged_tables_large_objects_and_prepared_transactions_come_back
     world.cluster.sql("CREATE TABLE prepared (id int)")?;
     world.cluster.sql("BEGIN; INSERT INTO prepared VALUES (1); PREPARE TRANSACTION 'waiting'")?;
     world.backup()?;
-    world
-        .cluster
-        .sql("COMMIT PREPARED 'waiting'; BEGIN; INSERT INTO prepared VALUES (2); PREPARE TRANSACTION 'later'")?;
+    world.cluster.sql("COMMIT PREPARED 'waiting'")?;
+    world.cluster.sql("BEGIN; INSERT INTO prepared VALUES (2); PREPARE TRANSACTION 'later'")?;
     world.cluster.archive_wal()?;
 
     let restored = world.restore(&[])?;

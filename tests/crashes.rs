@@ -6,7 +6,6 @@ use std::time::{Duration, SystemTime};
 
 use crate::support::compare::{Entry, same_trees, tree};
 use crate::support::filesystem::fuse_mounts_below;
-use crate::support::json::find_all;
 use crate::support::*;
 
 /// `make soak` asks for many more.
@@ -41,16 +40,6 @@ impl Random {
 
 fn kills() -> u64 {
     std::env::var("PGHYDRANT_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(KILLS)
-}
-
-/// Ids of the sessions that are not finished, as `sessions --json` tells.
-fn open_sessions(world: &World) -> Result<Vec<String>> {
-    let listed = world.pghydrant.succeed(["sessions", "--json"])?;
-    let mut ids = Vec::new();
-    for object in listed.json_lines()? {
-        ids.extend(find_all(&object, "session").into_iter().filter_map(|id| Some(id.as_str()?.to_owned())));
-    }
-    Ok(ids)
 }
 
 fn tells_of_the_copy(path: &Path) -> bool {
@@ -90,7 +79,7 @@ fn copies_killed_at_random_moments_are_finished_by_retry() -> Result<()> {
         finish(&world, &target, &what)?;
         same_trees(&expected, &tree(&target)?, tells_of_the_copy).with_context(|| format!("{what}\n{killed}"))?;
         ensure!(fuse_mounts_below(world.scratch.path()).is_empty(), "{what}: a mount is left");
-        ensure!(open_sessions(&world)?.is_empty(), "{what}: a session is left open");
+        ensure!(open_sessions(&world.pghydrant)?.is_empty(), "{what}: a session is left open");
         std::fs::remove_dir_all(&target)?;
     }
     Ok(())
@@ -98,7 +87,7 @@ fn copies_killed_at_random_moments_are_finished_by_retry() -> Result<()> {
 
 /// `retry` of what the crash left; where it left no session the same restore begins again.
 fn finish(world: &World, target: &Path, what: &str) -> Result<()> {
-    match open_sessions(world)?.as_slice() {
+    match open_sessions(&world.pghydrant)?.as_slice() {
         [] if target.join("global/pg_control").exists() => Ok(()),
         [] => world.restore_to(target, &["--no-start"])?.expect_code(0).map(drop),
         [id] => world.pghydrant.run(["retry", id])?.expect_code(0).map(drop),
@@ -133,7 +122,7 @@ fn restores_killed_at_random_moments_end_with_the_right_rows_and_the_right_confi
         std::thread::sleep(moment);
         let killed = running.kill()?;
         let what = format!("round {round}, killed after {moment:?} of {whole:?}");
-        match open_sessions(&world)?.as_slice() {
+        match open_sessions(&world.pghydrant)?.as_slice() {
             [] if killed.code == Some(0) => {}
             [] => {
                 let again = world.pghydrant.run(world.repository.arguments(&["restore"], &arguments))?;
@@ -147,7 +136,14 @@ fn restores_killed_at_random_moments_end_with_the_right_rows_and_the_right_confi
         let restored = Instance::running_in(&target).with_context(|| what.clone())?;
         ensure!(restored.sql("SELECT pg_is_in_recovery()")? == "f", "{what}: still in recovery");
         ensure!(marks(&restored)? == "wanted", "{what}: {}", marks(&restored)?);
-        ensure!(without_port(&target)? == configuration, "{what}: postgresql.conf differs");
+        let found = without_port(&target)?;
+        ensure!(
+            found == configuration,
+            "{what}: postgresql.conf differs:
+{found}
+instead of
+{configuration}"
+        );
         ensure!(fuse_mounts_below(world.scratch.path()).is_empty(), "{what}: a mount is left");
         drop(restored);
         std::fs::remove_dir_all(&target)?;
@@ -156,7 +152,8 @@ fn restores_killed_at_random_moments_end_with_the_right_rows_and_the_right_confi
 }
 
 fn without_port(data: &Path) -> Result<String> {
-    let text = std::fs::read_to_string(data.join("postgresql.conf"))?;
+    let text = compare::without_session_ids(&std::fs::read(data.join("postgresql.conf"))?);
+    let text = String::from_utf8_lossy(&text).into_owned();
     Ok(text.lines().filter(|line| !line.trim_start().starts_with("port")).collect::<Vec<_>>().join("\n"))
 }
 
@@ -173,12 +170,12 @@ fn a_cancelled_restore_leaves_no_trace() -> Result<()> {
         let running = world.pghydrant.start(arguments)?;
         std::thread::sleep(Duration::from_millis(milliseconds));
         running.kill()?;
-        for id in open_sessions(&world)? {
+        for id in open_sessions(&world.pghydrant)? {
             world.pghydrant.run(["cancel", &id])?.expect_code(0)?;
             cancelled += 1;
             ensure!(!target.exists(), "{} is left after {milliseconds} ms", target.display());
         }
-        ensure!(open_sessions(&world)?.is_empty(), "a session is left");
+        ensure!(open_sessions(&world.pghydrant)?.is_empty(), "a session is left");
         ensure!(fuse_mounts_below(world.scratch.path()).is_empty(), "a mount is left");
         if target.exists() {
             std::fs::remove_dir_all(&target)?;
@@ -204,9 +201,8 @@ fn an_interrupted_restore_ends_with_130_and_can_be_retried() -> Result<()> {
     if finished.code != Some(0) {
         let finished = finished.expect_code(130)?;
         ensure!(!target.join("global/pg_control").exists(), "{finished}");
-        let sessions = open_sessions(&world)?;
-        let [id] = sessions.as_slice() else { bail!("{sessions:?}\n{finished}") };
-        world.pghydrant.run(["retry", id])?.expect_code(0)?;
+        let id = open_session(&world.pghydrant).with_context(|| format!("{finished}"))?;
+        world.pghydrant.run(["retry", &id])?.expect_code(0)?;
     }
     Run::new(tools::postgres_program("pg_verifybackup")?).user(OsUser::server()).arg(&target).succeed()?;
     ensure!(fuse_mounts_below(world.scratch.path()).is_empty(), "a mount is left");

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use crate::support::compare::tree;
 use crate::support::filesystem::SmallFileSystem;
-use crate::support::json::find_all;
 use crate::support::process::wait_until;
 use crate::support::tools::postgres_program;
 use crate::support::*;
@@ -52,10 +51,8 @@ fn a_disk_that_fills_during_the_copy_stops_it_and_a_retry_goes_on() -> Result<()
             ensure!(finished.stderr.matches("error: ").count() == 1, "one failure, one line\n{finished}");
             ensure!(!target.join("global/pg_control").exists(), "what is left could be started\n{finished}");
             fs::remove_file(&ballast)?;
-            let sessions = world.pghydrant.succeed(["sessions", "--json"])?.json_lines()?;
-            let ids: Vec<_> = sessions.iter().flat_map(|object| find_all(object, "session")).collect();
-            let [id] = ids[..] else { bail!("{ids:?}\n{finished}") };
-            world.pghydrant.run(["retry", id.as_str().unwrap_or_default()])?.expect_code(0)?;
+            let id = open_session(&world.pghydrant).with_context(|| format!("{finished}"))?;
+            world.pghydrant.run(["retry", &id])?.expect_code(0)?;
         }
         Run::new(postgres_program("pg_verifybackup")?).user(OsUser::server()).arg(&target).succeed()?;
         drop(disk);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::support::json::find_all;
-use crate::support::process::{Finished, wait_until};
+use crate::support::process::wait_until;
 use crate::support::*;
 
 /// Marks a, b, c in transactions of their own after a backup, with a restore point before c; all of it archived.
@@ -80,7 +80,7 @@ fn a_paused_restore_is_promoted_by_its_id() -> Result<()> {
     let story = Story::tell()?;
     let finished =
         story.world.restore_to(&story.world.target(), &["--target-name", "after_b", "--action", "pause", "--json"])?;
-    let id = session_id(&finished.expect_code(0)?)?;
+    let id = session_of(&finished.expect_code(0)?)?;
     let paused = Instance::running_in(&story.world.target())?;
     assert_eq!(paused.sql("SELECT pg_is_in_recovery(), pg_get_wal_replay_pause_state()")?, "t|paused");
     assert_eq!(marks(&paused)?, "a,b,before");
@@ -102,7 +102,7 @@ fn a_restore_that_shuts_down_at_its_target_is_promoted_by_its_id() -> Result<()>
     requires!(Postgres, Fuse);
     let story = Story::tell()?;
     let arguments = ["--target-name", "after_b", "--action", "shutdown", "--json"];
-    let id = session_id(&story.world.restore_to(&story.world.target(), &arguments)?.expect_code(0)?)?;
+    let id = session_of(&story.world.restore_to(&story.world.target(), &arguments)?.expect_code(0)?)?;
     assert!(!story.world.target().join("postmaster.pid").exists());
 
     story.world.pghydrant.succeed(["promote", &id])?;
@@ -186,9 +186,4 @@ fn label(world: &World) -> Result<String> {
     let objects = list.json_lines()?;
     let labels = objects.iter().flat_map(|object| find_all(object, "label")).filter_map(serde_json::Value::as_str);
     labels.max().map(str::to_owned).with_context(|| format!("no label in\n{list}"))
-}
-
-fn session_id(finished: &Finished) -> Result<String> {
-    let found = finished.json_lines()?.iter().find_map(|line| Some(line.get("session")?.as_str()?.to_owned()));
-    found.with_context(|| format!("no session in\n{finished}"))
 }

@@ -86,15 +86,48 @@ fn walk(root: &Path, path: &Path, visit: &mut impl FnMut(&Path, &fs::Metadata) -
     Ok(())
 }
 
+/// The hash of a file's content. In configuration files the ids of sessions are masked: two restores of one backup
+/// differ in them, and in nothing else.
 fn hash_file(path: &Path) -> Result<String> {
+    if path.extension().is_some_and(|extension| extension == "conf") {
+        let text = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        return Ok(hex(&sha2::Sha256::digest(without_session_ids(&text))));
+    }
     let mut file = fs::File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
     let mut hasher = sha2::Sha256::new();
     let mut chunk = vec![0; 1 << 20];
     loop {
         let count = file.read(&mut chunk).with_context(|| format!("cannot read {}", path.display()))?;
         if count == 0 {
-            return Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect());
+            return Ok(hex(&hasher.finalize()));
         }
         hasher.update(&chunk[..count]);
     }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// `20261122T131215Z`, and whatever is appended to tell sessions of one second apart, becomes `SESSION`.
+pub fn without_session_ids(text: &[u8]) -> Vec<u8> {
+    let is_id = |window: &[u8]| {
+        let digit = |range: std::ops::Range<usize>| window[range].iter().all(u8::is_ascii_digit);
+        digit(0..8) && window[8] == b'T' && digit(9..15) && window[15] == b'Z'
+    };
+    let mut masked = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(&first) = rest.first() {
+        if rest.len() >= 16 && is_id(&rest[..16]) {
+            masked.extend_from_slice(b"SESSION");
+            rest = &rest[16..];
+            let suffix =
+                rest.strip_prefix(b"-").map_or(0, |rest| 1 + rest.iter().take_while(|b| b.is_ascii_digit()).count());
+            rest = if suffix > 1 { &rest[suffix..] } else { rest };
+        } else {
+            masked.push(first);
+            rest = &rest[1..];
+        }
+    }
+    masked
 }

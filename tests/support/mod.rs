@@ -10,6 +10,7 @@ pub mod process;
 pub mod requirements;
 pub mod repository;
 pub mod scratch;
+pub mod sessions;
 pub mod tools;
 pub mod world;
 
@@ -21,5 +22,6 @@ pub use process::{Finished, Run, Running};
 pub use repository::Repository;
 pub use requirements::Requirement::*;
 pub use scratch::Scratch;
+pub use sessions::{open_session, open_sessions, session_of};
 pub use tools::OsUser;
 pub use world::{World, marks};
