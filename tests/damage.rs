@@ -41,6 +41,10 @@ fn victims(repository: &Repository) -> Result<BTreeMap<&'static str, PathBuf>> {
             victims.insert(kind, path);
         }
     }
+    // The one before the last: the newest backup needs it, and the one behind it proves that it was there.
+    let mut segments = segments(repository)?;
+    segments.pop();
+    victims.insert("a WAL segment", segments.pop().context("too few WAL segments")?);
     for kind in [
         "the repository's description",
         "a cluster's description",
@@ -52,6 +56,15 @@ fn victims(repository: &Repository) -> Result<BTreeMap<&'static str, PathBuf>> {
         ensure!(victims.contains_key(kind), "{kind} is missing in the repository");
     }
     Ok(victims)
+}
+
+/// The segments of timeline 1, in order.
+fn segments(repository: &Repository) -> Result<Vec<PathBuf>> {
+    let is_segment =
+        |path: &PathBuf| path.starts_with("clusters/main/wal") && path.file_name().is_some_and(|name| name.len() == 24);
+    let mut segments: Vec<PathBuf> = repository.files()?.into_iter().filter(is_segment).collect();
+    segments.sort();
+    Ok(segments.into_iter().map(|path| repository.path().join(path)).collect())
 }
 
 /// Two backups and archived WAL behind them; the files that a restore must give.

@@ -224,7 +224,7 @@ fn unknown_sessions_and_mountpoints_are_named() -> Result<()> {
     let scratch = Scratch::new()?;
     let pghydrant = Pghydrant::new(&scratch)?;
     for verb in ["retry", "cancel", "promote"] {
-        refused(pghydrant.run([verb, "no-such-session"])?, 2, &["no-such-session"])?;
+        refused(pghydrant.run([verb, "no-such-session"])?, 1, &["no-such-session"])?;
     }
     let nowhere = scratch.join("nowhere").display().to_string();
     refused(pghydrant.run(["unmount", &nowhere])?, 1, &[&nowhere])?;

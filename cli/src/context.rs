@@ -63,7 +63,13 @@ impl Context {
 
     /// The repository, open.
     pub(crate) fn repository(&self, option: &RepositoryOption) -> anyhow::Result<Repository> {
-        Ok(Repository::open(&self.repository_path(option)?)?)
+        let path = self.repository_path(option)?;
+        Repository::open(&path).map_err(|refusal| match refusal {
+            engine::Error::NotFound(message) => Failure::new(Exit::Failed, message)
+                .hint(format!("`pghydrant init --repo {}` makes one", path.display()))
+                .into(),
+            other => other.into(),
+        })
     }
 
     /// The cluster's name.

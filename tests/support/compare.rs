@@ -109,7 +109,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// `20261122T131215Z`, and whatever is appended to tell sessions of one second apart, becomes `SESSION`.
+/// `20261122T131215Z-3f9a1c` becomes `SESSION`.
 pub fn without_session_ids(text: &[u8]) -> Vec<u8> {
     let is_id = |window: &[u8]| {
         let digit = |range: std::ops::Range<usize>| window[range].iter().all(u8::is_ascii_digit);
@@ -121,9 +121,9 @@ pub fn without_session_ids(text: &[u8]) -> Vec<u8> {
         if rest.len() >= 16 && is_id(&rest[..16]) {
             masked.extend_from_slice(b"SESSION");
             rest = &rest[16..];
-            let suffix =
-                rest.strip_prefix(b"-").map_or(0, |rest| 1 + rest.iter().take_while(|b| b.is_ascii_digit()).count());
-            rest = if suffix > 1 { &rest[suffix..] } else { rest };
+            // Random digits; `-F` and `-I` belong to a backup's label.
+            let digits = rest.iter().skip(1).take_while(|byte| byte.is_ascii_hexdigit()).count();
+            rest = if rest.starts_with(b"-") && digits >= 4 { &rest[1 + digits..] } else { rest };
         } else {
             masked.push(first);
             rest = &rest[1..];

@@ -53,6 +53,8 @@ impl Pghydrant {
             .args(arguments)
             .user(&self.user)
             .env("PGHYDRANT_STATE", &self.state)
+            // A mount that is left behind is seen where the test looks for it.
+            .env("PGHYDRANT_MOUNT_DIR", self.state.with_file_name("mounts"))
             .env("RUST_BACKTRACE", "1")
             .env_remove("PGHYDRANT_REPO")
             .env_remove("PGHYDRANT_CLUSTER")
