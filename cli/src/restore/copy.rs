@@ -110,8 +110,12 @@ impl Restore<'_> {
         Ok(Copied { hydration, filled, _lock: lock })
     }
 
-    /// The configuration, before anything can start.
+    /// The configuration, before anything can start. Once `pg_control` may be there it is complete, and not touched:
+    /// a server that somebody starts just then must find all of it.
     pub(super) fn configure(&mut self) -> anyhow::Result<()> {
+        if self.session.journal.phase >= Phase::Publishing {
+            return Ok(());
+        }
         let step = self.context.output.step("configure");
         self.session.enter(Phase::Configuring)?;
         let owner = Owner::named(&self.plan().owner.name)

@@ -70,8 +70,13 @@ impl Restore<'_> {
                 }
             }
         }
-        let state = instance.control()?.state;
-        anyhow::ensure!(state == State::InProduction, refused(format!("pg_control says \"{state}\"")));
+        let control = instance.control()?;
+        anyhow::ensure!(
+            control.state == State::InProduction,
+            refused(format!("pg_control says \"{}\"", control.state))
+        );
+        let left = control.timeline > self.plan().target.timeline;
+        anyhow::ensure!(left, refused(format!("it is still on timeline {}", control.timeline)));
         Ok(())
     }
 

@@ -170,9 +170,9 @@ impl<'a> Restore<'a> {
     fn go_on(&mut self) -> anyhow::Result<Exit> {
         let mount = self.mount()?;
         if self.session.journal.phase < Phase::Recovering {
-            let copy = self.copy(mount.as_ref())?;
+            let copied = self.copy(mount.as_ref())?;
             self.configure()?;
-            self.publish(&copy, mount.as_ref())?;
+            self.publish(&copied, mount.as_ref())?;
         }
         if self.session.journal.plan.no_start {
             self.unmount(mount)?;

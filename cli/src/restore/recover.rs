@@ -58,7 +58,8 @@ impl Restore<'_> {
             return Err(recovery::failure(reason, &self.session.journal.id, &self.log()));
         }
         let replayed = recovery::replay_rate(self.backup.info.wal.start, recovered.position.lsn, began.elapsed());
-        let mut detail = format!("to {}", recovered.position);
+        let mut detail = recovered.stopped_at.clone().unwrap_or_else(|| "to the end of the WAL".to_owned());
+        detail = format!("{detail}; at {}", recovered.position);
         if let Some(replayed) = replayed {
             detail = format!("{detail}; {replayed}");
         }
@@ -67,29 +68,32 @@ impl Restore<'_> {
         }
         let time = step.done(&detail);
         self.session.note_step("recover", time.as_secs_f64(), detail);
-        if let Some(stopped_at) = &recovered.stopped_at {
-            self.context.output.note(&format!("  the server says: {stopped_at}"));
-        }
         Ok(recovered)
     }
 
     /// The action, as it was carried out: true if the server waits at its target as it was told to. What the server
     /// did instead of that is a failure of the action, and said so.
     pub(super) fn waits_at_its_target(&mut self, recovered: &Recovered) -> anyhow::Result<bool> {
+        let step = self.context.output.step("act");
         let wanted = self.plan().target.action;
         let where_ = recovered.stopped_at.clone().unwrap_or_else(|| recovered.position.to_string());
         match (&recovered.outcome, wanted) {
             (Outcome::Promoted, Action::Promote) => {
+                let timeline =
+                    recovered.new_timeline.map(|timeline| format!(", timeline {timeline}")).unwrap_or_default();
+                step.done(&format!("promoted{timeline}"));
                 self.session.journal.at_target = None;
                 self.session.enter(Phase::Reverting)?;
                 Ok(false)
             }
             (Outcome::Paused, Action::Pause) | (Outcome::ShutDown, Action::Shutdown) => {
+                step.done(&format!("{}, {where_}", state(&recovered.outcome)));
                 self.session.journal.at_target = Some(where_);
                 self.session.save()?;
                 Ok(true)
             }
             (Outcome::Promoted, Action::Pause | Action::Shutdown) => {
+                drop(step);
                 self.session.enter(Phase::Reverting)?;
                 self.revert()?;
                 let message =

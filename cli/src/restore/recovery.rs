@@ -15,7 +15,7 @@ use std::io::{BufRead as _, BufReader, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use engine::units::{Lsn, Timeline};
+use engine::units::{Lsn, SessionId, Timeline};
 use engine::wal::name::WalFile;
 use serde::Serialize;
 
@@ -28,6 +28,7 @@ use crate::postgres::client::Client;
 use crate::postgres::conninfo::Conninfo;
 use crate::postgres::control::State;
 use crate::postgres::instance::{Condition, Instance, StopMode};
+use crate::postgres::log;
 use crate::postgres::postmaster::Status;
 
 /// Between two looks: what the user waits for at the end of a recovery.
@@ -96,7 +97,7 @@ pub(crate) struct Watch<'a> {
 impl Watch<'_> {
     /// Watches until the server has done something. An interrupt stops the server, for `retry`.
     pub(crate) fn until_it_stops(&self) -> anyhow::Result<Recovered> {
-        let mut log = Log::new(&self.log);
+        let mut words = Log::new(&self.log);
         let mut login = Login { users: self.users.clone(), client: None, next: Instant::now() };
         let mut position = Position::default();
         let mut told = Instant::now();
@@ -108,24 +109,24 @@ impl Watch<'_> {
             }
             // In this order: what is read later is never older than what is read first.
             let sql = login.look(self);
-            log.read_on();
-            self.tell_stager(&log.facts);
-            let seen = self.look(sql.as_ref(), &log.facts)?;
+            words.read_on();
+            self.tell_stager(&words.facts);
+            let seen = self.look(sql.as_ref(), &words.facts)?;
             if let Some(sql) = sql {
                 position = Position { lsn: sql.lsn.or(position.lsn), time: sql.time.or(position.time) };
-            } else if log.facts.lsn > position.lsn {
-                position.lsn = log.facts.lsn;
+            } else if words.facts.lsn > position.lsn {
+                position.lsn = words.facts.lsn;
             }
             let outcome = verdict(&seen);
             if outcome == Some(Outcome::Paused) && self.promoting && paused_since.elapsed() < PROMOTE_PATIENCE {
                 // It was asked to go on, and has not yet.
             } else if let Some(outcome) = outcome {
-                let Facts { stopped_at, new_timeline, .. } = log.facts;
+                let Facts { stopped_at, new_timeline, .. } = words.facts;
                 return Ok(Recovered { outcome, position, stopped_at, new_timeline });
             }
             if told.elapsed() >= TELL_PAUSE {
                 told = Instant::now();
-                self.tell(&position, &log.facts);
+                self.tell(&position, &words.facts);
             }
             std::thread::sleep(POLL);
         }
@@ -370,24 +371,28 @@ impl Log {
 }
 
 /// The reason of a failed recovery, with the cure where there is one.
-pub(crate) fn failure(reason: &str, id: &engine::units::SessionId, log: &Path) -> anyhow::Error {
+pub(crate) fn failure(reason: &str, id: &SessionId, log: &Path) -> anyhow::Error {
     let missed = reason.contains("recovery ended before configured recovery target was reached");
     let early = reason.contains("requested recovery stop point is before consistent recovery point");
+    let fault = reason.contains(" from archive").then(|| fetch_fault(log)).flatten();
     let hint = if missed {
-        format!(
-            "the WAL in the archive ends before the target; `pghydrant cancel {id}`, then restore to an earlier one or to the end of the WAL"
-        )
+        format!("the archived WAL ends before the target; `pghydrant cancel {id}`, then restore to an earlier one")
     } else if early {
-        format!(
-            "the target lies before the backup's end; `pghydrant cancel {id}`, then choose an earlier backup with --backup"
-        )
+        format!("`pghydrant cancel {id}`, then choose an earlier backup with --backup")
     } else {
-        format!(
-            "the copy is complete; the log is {}; `pghydrant retry {id}` starts it again, `pghydrant cancel {id}` removes it",
-            log.display()
-        )
+        let log = log.display();
+        format!("its log is {log}; `pghydrant retry {id}` starts it again, `pghydrant cancel {id}` removes the copy")
     };
-    Failure::new(Exit::Recovery, format!("recovery failed: {reason}")).hint(hint).into()
+    let corrupt = fault.as_ref().is_some_and(|fault| fault.contains(" is corrupt"));
+    let exit = if corrupt { Exit::Corrupt } else { Exit::Recovery };
+    let fault = fault.map(|fault| format!(" ({fault})")).unwrap_or_default();
+    Failure::new(exit, format!("recovery failed: {reason}{fault}")).hint(hint).into()
+}
+
+/// What `wal fetch` said last: its words are in the server's log, before the server's own.
+fn fetch_fault(path: &Path) -> Option<String> {
+    let text = log::tail(path, 0).ok()?;
+    text.lines().rev().find_map(|line| line.strip_prefix("error: ")).map(str::to_owned)
 }
 
 /// `0/8A9A490, 2026-11-22 11:42:09+00`.
