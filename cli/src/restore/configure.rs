@@ -6,6 +6,8 @@
 //! | afterwards | byte for byte the backup's, and a block with what the user chose to keep | the backup's |
 //! | not adopted | the same | a block that keeps the copy away from the original's archive and replication |
 //!
+//! The blocks that stay carry no session's id: a copy of a copy has one of each, not one for every restore.
+//!
 //! The settings of the recovery stand in the file, not on the server's command line, so that they survive a reload, a
 //! crash and a reboot: until the server has left recovery, whoever starts it recovers to the target that was asked
 //! for. Then the file is reverted and the server started once more, since neither the socket nor the `pg_hba.conf` of
@@ -35,9 +37,9 @@ use crate::postgres::owner::Owner;
 /// What the files were before they were edited.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Originals {
-    /// BLAKE3 of `postgresql.conf`; none if the backup has none, because the original's lies elsewhere.
+    /// BLAKE3 of `postgresql.conf`, without what stays; none if the backup has none: the original's lies elsewhere.
     pub(crate) conf: Option<String>,
-    /// BLAKE3 of `postgresql.auto.conf`.
+    /// BLAKE3 of `postgresql.auto.conf`, without what stays.
     pub(crate) auto: Option<String>,
     /// The settings that keep the copy out of the original's directories, and the port; they stay.
     pub(crate) kept: Vec<(String, String)>,
@@ -54,6 +56,10 @@ pub(crate) struct Reverted {
 
 const CONF: &str = "postgresql.conf";
 const AUTO: &str = "postgresql.auto.conf";
+/// What the blocks that stay are marked with.
+const KEPT: &str = "kept settings";
+const ISOLATED: &str = "isolated copy";
+const FIRST_START: &str = "first start";
 /// Says to PostgreSQL that it recovers from an archive; PostgreSQL removes it at the end of recovery.
 const SIGNAL: &str = "recovery.signal";
 
@@ -98,8 +104,8 @@ impl<'a> Configuration<'a> {
             files::write(&session.join("postgresql.auto.conf.original"), auto, 0o600, &self.plan.owner)?;
         }
         let originals = Originals {
-            conf: had_conf.map(|bytes| hash(&bytes)),
-            auto: original_auto.as_deref().map(hash),
+            conf: had_conf.map(|bytes| hash(&bare(&bytes))),
+            auto: original_auto.as_deref().map(|bytes| hash(&bare(bytes))),
             kept: kept.into_iter().map(|setting| (setting.name, setting.value)).collect(),
         };
         self.make_socket_directory()?;
@@ -135,7 +141,7 @@ impl<'a> Configuration<'a> {
         let mut changed_meanwhile = Vec::new();
         let mut original = |name: &'static str, wanted: &Option<String>| -> anyhow::Result<Option<Vec<u8>>> {
             let text = self.original(name)?;
-            if wanted.as_ref().is_some_and(|wanted| *wanted != hash(text.as_deref().unwrap_or_default())) {
+            if wanted.as_ref().is_some_and(|wanted| *wanted != hash(&bare(text.as_deref().unwrap_or_default()))) {
                 changed_meanwhile.push(name);
             }
             Ok(text)
@@ -144,13 +150,13 @@ impl<'a> Configuration<'a> {
         let kept: Vec<Setting> = originals.kept.iter().map(|(name, value)| Setting::new(name, value)).collect();
         let names: Vec<&str> = kept.iter().map(|setting| setting.name.as_str()).collect();
         // Each file in one write: a crash in between leaves the one or the other, and both keep the copy isolated.
-        let left = self.isolated(&conf::silenced(auto.as_deref().unwrap_or_default(), &self.kept_stamp(), &names));
+        let left = self.isolated(&conf::silenced(auto.as_deref().unwrap_or_default(), KEPT, &names));
         if auto.is_some() || !left.is_empty() {
             self.write(AUTO, &left)?;
         }
         let conf = conf.unwrap_or_default();
         let why = "Chosen for this copy, and what keeps it out of the original's directories.";
-        let conf = if kept.is_empty() { conf } else { conf::with_block(&conf, &self.kept_stamp(), why, &kept) };
+        let conf = if kept.is_empty() { conf } else { conf::with_block(&conf, KEPT, why, &kept) };
         self.write(CONF, &conf)?;
         Ok(Reverted { kept: kept.into_iter().map(|setting| setting.name).collect(), changed_meanwhile })
     }
@@ -168,9 +174,9 @@ impl<'a> Configuration<'a> {
         settings.extend(dangerous_commands());
         settings.extend(self.plan.port.map(|port| Setting::new("port", port.to_string())));
         let names: Vec<&str> = settings.iter().map(|setting| setting.name.as_str()).collect();
-        let auto = self.isolated(&conf::silenced(&auto, &self.stamp(), &names));
+        let auto = self.isolated(&conf::silenced(&auto, FIRST_START, &names));
         let why = "For the first start. Without recovery.signal, which PostgreSQL removes, they say nothing.";
-        self.write(AUTO, &conf::with_block(&auto, &self.stamp(), why, &settings))?;
+        self.write(AUTO, &conf::with_block(&auto, FIRST_START, why, &settings))?;
         self.write(SIGNAL, b"")
     }
 
@@ -198,21 +204,10 @@ impl<'a> Configuration<'a> {
         format!("restore {}", self.id)
     }
 
-    fn kept_stamp(&self) -> String {
-        format!("kept by restore {}", self.id)
-    }
-
-    fn isolation_stamp(&self) -> String {
-        format!("isolated copy, restore {}", self.id)
-    }
-
     /// A file as the backup has it, with what others may have added since.
     fn original(&self, name: &str) -> anyhow::Result<Option<Vec<u8>>> {
-        let Some(mut text) = files::read(&self.plan.data().join(name))? else { return Ok(None) };
-        for stamp in [self.stamp(), self.kept_stamp(), self.isolation_stamp()] {
-            text = conf::restored(&conf::without_block(&text, &stamp), &stamp);
-        }
-        Ok(Some(text))
+        let text = files::read(&self.plan.data().join(name))?;
+        Ok(text.map(|text| conf::restored(&conf::without_block(&text, &self.stamp()), &self.stamp())))
     }
 
     /// Puts both files back, before PostgreSQL can start here.
@@ -253,12 +248,12 @@ impl<'a> Configuration<'a> {
 
     fn isolated(&self, auto: &[u8]) -> Vec<u8> {
         if self.plan.adopt {
-            return auto.to_vec();
+            return conf::without_block(auto, ISOLATED);
         }
         let settings = ISOLATION.map(|(name, value)| Setting::new(name, value));
         let why = "An isolated copy: it must not write into the original's archive, drain its replication slots or wait\n\
                    for its standbys. ALTER SYSTEM RESET lifts each; so does restoring with --adopt.";
-        conf::with_block(auto, &self.isolation_stamp(), why, &settings)
+        conf::with_block(auto, ISOLATED, why, &settings)
     }
 
     fn recovery_settings(&self) -> anyhow::Result<Vec<Setting>> {
@@ -427,6 +422,11 @@ fn is_usable(directory: &str, owner: &Owner) -> bool {
     }
     let test = owner.command("test").and_then(|mut command| Ok(command.arg("-w").arg(directory).status()?));
     test.is_ok_and(|status| status.success())
+}
+
+/// A file without what stays in it.
+fn bare(text: &[u8]) -> Vec<u8> {
+    [KEPT, ISOLATED].iter().fold(text.to_vec(), |text, stamp| conf::restored(&conf::without_block(&text, stamp), stamp))
 }
 
 fn hash(bytes: &[u8]) -> String {

@@ -9,7 +9,7 @@
 //! dies. Whose a data directory is, the map in it says, to restores that know another state directory as well.
 
 use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -266,11 +266,16 @@ impl Store {
         Ok(durable::remove_durably(&self.lock_path(id))?)
     }
 
-    /// `20261122T081500Z`, with a number behind it where that second has one already.
+    /// `20261122T081500Z-3f9a1c`: two sessions never share an id, nor then a mountpoint, whatever state directories
+    /// they are in.
     fn free_id(&self, now: Timestamp) -> anyhow::Result<SessionId> {
-        let second = now.strftime("%Y%m%dT%H%M%SZ").to_string();
-        for number in 1..1000 {
-            let text = if number == 1 { second.clone() } else { format!("{second}-{number}") };
+        loop {
+            let mut random = [0; 3];
+            let source = Path::new("/dev/urandom");
+            let read = File::open(source).and_then(|mut file| file.read_exact(&mut random));
+            read.map_err(|cause| engine::Error::io("read", source, cause))?;
+            let [a, b, c] = random;
+            let text = format!("{}-{a:02x}{b:02x}{c:02x}", now.strftime("%Y%m%dT%H%M%SZ"));
             let id = SessionId::try_from(text).map_err(anyhow::Error::msg)?;
             let path = self.lock_path(&id);
             match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
@@ -279,7 +284,6 @@ impl Store {
                 Err(cause) => return Err(engine::Error::io("create", &path, cause).into()),
             }
         }
-        anyhow::bail!("no name is free for a session in {}", self.directory.display())
     }
 
     /// Forgets the oldest finished sessions.

@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -52,7 +53,8 @@ impl Feed {
                     Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => return Ok(false),
                     Err(cause) => return Err(Error::io("open", &from, cause).into()),
                 };
-                let mut file = File::create(to).map_err(|cause| Error::io("create", to, cause))?;
+                let opened = File::options().write(true).create(true).truncate(true).mode(0o600).open(to);
+                let mut file = opened.map_err(|cause| Error::io("create", to, cause))?;
                 std::io::copy(&mut source, &mut file).map_err(|cause| Error::io("copy", &from, cause))?;
                 durable::sync_content(&file, to)?;
                 Ok(true)
