@@ -143,6 +143,35 @@ fn a_backup_that_is_interrupted_ends_at_once_and_leaves_nothing() -> Result<()> 
 }
 
 #[test]
+fn a_name_and_a_transaction_are_found_many_segments_behind_the_backup() -> Result<()> {
+    requires!(Postgres);
+    let world = World::new(0)?;
+    world.mark("early")?;
+    world.backup()?;
+    let mut xid = String::new();
+    for segment in 0..22 {
+        world.cluster.archive_wal()?;
+        if segment == 9 {
+            world.mark("named")?;
+            world.cluster.sql("SELECT pg_create_restore_point('far away')")?;
+        }
+        if segment == 17 {
+            xid = world.mark("transaction")?;
+            world.mark("beyond")?;
+        }
+    }
+    for (arguments, expected) in
+        [(["--target-name", "far away"], "early,named"), (["--target-xid", &xid], "early,named,transaction")]
+    {
+        let restored = world.restore(&[&arguments[..], &["--source", "blocks"]].concat())?;
+        assert_eq!(world::marks(&restored)?, expected, "{arguments:?}");
+        restored.stop("immediate")?;
+        fs::remove_dir_all(world.target())?;
+    }
+    Ok(())
+}
+
+#[test]
 fn a_user_without_the_rights_is_told_which_are_missing() -> Result<()> {
     requires!(Postgres);
     let scratch = Scratch::new()?;

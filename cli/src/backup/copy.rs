@@ -265,7 +265,7 @@ impl<'a> Copy<'a> {
         let path = &self.files[place].path;
         let first_page = if self.check_pages { relation_first_page(path) } else { None };
         let parent = match &self.parent {
-            Some(parent) => unless_damaged(ParentFile::find(parent, path, self.block))?,
+            Some(parent) => ParentFile::find(parent, path, self.block)?,
             None => None,
         };
         Ok(Reading { crc32c: 0, bytes: 0, start, checker: first_page.map(Checker::new), parent })
@@ -329,7 +329,7 @@ impl<'a> Copy<'a> {
             reading.crc32c = crc32c::crc32c_append(reading.crc32c, block);
             let index = (reading.start + reading.bytes) / self.block.bytes() as u64;
             let parent = match &mut reading.parent {
-                Some(parent) => unless_damaged(parent.record(index, block.len()))?,
+                Some(parent) => parent.record(index, block.len())?,
                 None => None,
             };
             keep(pack.put(block, None, parent.as_ref())?.0)?;
@@ -373,6 +373,7 @@ struct Reading {
 /// The same path in the parent backup.
 pub(super) struct ParentFile {
     manifest: Manifest,
+    path: String,
     block: BlockSize,
     bytes: u64,
     first_block: BlockNumber,
@@ -383,9 +384,13 @@ pub(super) struct ParentFile {
 
 impl ParentFile {
     pub(super) fn find(manifest: &Manifest, path: &str, block: BlockSize) -> Result<Option<Self>> {
-        let regular = manifest.file(path)?.filter(|file| file.kind == FileKind::Regular);
-        Ok(regular.map(|file| Self {
+        let file = match manifest.file(path) {
+            Ok(file) => file.filter(|file| file.kind == FileKind::Regular),
+            Err(error) => dispensable(path, error)?,
+        };
+        Ok(file.map(|file| Self {
             manifest: manifest.clone(),
+            path: file.path,
             block,
             bytes: file.bytes,
             first_block: file.first_block,
@@ -407,20 +412,23 @@ impl ParentFile {
         self.ahead.clear();
         self.ahead_from = index;
         let first = BlockNumber(self.first_block.0 + index);
-        self.manifest.blocks(first, left.min(LEAF_RECORDS), &mut self.ahead)?;
+        if let Err(error) = self.manifest.blocks(first, left.min(LEAF_RECORDS), &mut self.ahead) {
+            // Nothing of this file is compared any more.
+            self.ahead.clear();
+            self.bytes = 0;
+            return dispensable(&self.path, error);
+        }
         Ok(self.ahead.first().copied())
     }
 }
 
 /// What cannot be compared is stored: a damaged parent must not stop the backup that makes it dispensable.
-fn unless_damaged<T>(found: Result<Option<T>>) -> Result<Option<T>> {
-    match found {
-        Err(error @ Error::Corrupt { .. }) => {
-            tracing::warn!("blocks are stored whole, because their parents cannot be read: {error}");
-            Ok(None)
-        }
-        other => other,
+fn dispensable<T>(path: &str, error: Error) -> Result<Option<T>> {
+    if !matches!(error, Error::Corrupt { .. }) {
+        return Err(error);
     }
+    tracing::warn!("{path} is stored whole, because the parent backup cannot be read: {error}");
+    Ok(None)
 }
 
 /// The manifest to compare with: blocks of another size have no counterpart.

@@ -23,7 +23,7 @@ const LARGE_BYTES: usize = 33 * (1 << 20) + 100;
 
 struct World {
     data: tempfile::TempDir,
-    _repository: tempfile::TempDir,
+    root: tempfile::TempDir,
     cluster: Cluster,
 }
 
@@ -33,7 +33,7 @@ impl World {
         let repository = Repository::init(&root.path().join("repo"), Compression::Lz4, BLOCK).unwrap();
         let name = "main".parse().unwrap();
         let info = ClusterInfo::new(name, SystemIdentifier(7), 1 << 20, "2026-11-22T08:15:00Z".to_owned());
-        Self { data, _repository: root, cluster: repository.create_cluster(info).unwrap() }
+        Self { data, root, cluster: repository.create_cluster(info).unwrap() }
     }
 
     fn write(&self, path: &str, content: &[u8]) {
@@ -216,6 +216,24 @@ fn damaged_pages_are_found_in_relations_of_every_size_and_nowhere_else() {
         copied.suspects.iter().map(|(file, page)| (listed[*file].path.as_str(), page.page)).collect();
     found.sort_unstable();
     assert_eq!(found, [("base/5/1", 2), ("base/5/2", 4400), ("base/5/3_fsm", 0)]);
+}
+
+#[test]
+fn blocks_whose_parents_cannot_be_read_are_stored_whole() {
+    let world = World::new();
+    let bytes = noise(LARGE_BYTES);
+    world.write("large", &bytes);
+    let (first, _) = world.back_up(&world.list(), |_| {});
+    // Behind the manifest's header comes its first leaf.
+    let manifests = world.root.path().join("repo/clusters/main/manifests");
+    let manifest = manifests.join(format!("{}.manifest", first.info.label));
+    let mut damaged = fs::read(&manifest).unwrap();
+    damaged[4096 + 200] ^= 1;
+    fs::write(&manifest, damaged).unwrap();
+    let (second, _) = world.back_up(&world.list(), |_| {});
+    assert_eq!(second.info.parent, Some(first.info.label));
+    assert_eq!(content(&second, "large"), Some(bytes));
+    second.manifest.verify_all().unwrap();
 }
 
 #[test]
