@@ -164,7 +164,7 @@ fn a_name_and_a_transaction_are_found_many_segments_behind_the_backup() -> Resul
         [(["--target-name", "far away"], "early,named"), (["--target-xid", &xid], "early,named,transaction")]
     {
         let restored = world.restore(&[&arguments[..], &["--source", "blocks"]].concat())?;
-        assert_eq!(world::marks(&restored)?, expected, "{arguments:?}");
+        assert_eq!(marks(&restored)?, expected, "{arguments:?}");
         restored.stop("immediate")?;
         fs::remove_dir_all(world.target())?;
     }
