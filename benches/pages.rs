@@ -25,8 +25,8 @@ impl Random {
     }
 }
 
-/// About `bytes` of whole MiBs, and where they are from. `PGHYDRANT_BENCH_PAGES` names a database's directory (`base/5`) of
-/// a stopped cluster, such as `realistic.sql` makes: its relations, a part of each.
+/// About `bytes` of whole MiBs, and where they are from. `PGHYDRANT_BENCH_PAGES` names a database's directory
+/// (`base/5`) of a stopped cluster, such as `realistic.sql` makes: its relations, a part of each.
 pub fn pages(bytes: usize) -> (Vec<u8>, &'static str) {
     match std::env::var_os("PGHYDRANT_BENCH_PAGES") {
         Some(directory) => (read_relations(&directory.into(), bytes), "PGHYDRANT_BENCH_PAGES"),

@@ -1,7 +1,7 @@
 //! What the block size costs and gains: encoding, decoding, hashing, patches, the manifest, incremental backups.
 //!
-//! Prints the tables of *benches/README.md* that no clock is needed for, then times the parts with criterion, in processor
-//! time of the one thread that works, so that a busy neighbour counts little:
+//! Prints the tables of *benches/README.md* that no clock is needed for, then times the parts with criterion, in
+//! processor time of the one thread that works, so that a busy neighbour counts little:
 //! `cargo bench --package pghydrant-benches --bench format`, with `PGHYDRANT_BENCH_PAGES` set as in `pages.rs` for
 //! the pages of a real cluster.
 
@@ -110,7 +110,8 @@ fn sizes(pages: &[u8]) {
     }
 }
 
-/// The manifest of a cluster of 10 TiB in segments of 1 GiB and 100,000 small tables, as the format's own code makes it.
+/// The manifest of a cluster of 10 TiB in segments of 1 GiB and 100,000 small tables, as the format's own code
+/// makes it.
 fn manifest_sizes() {
     println!("\n| block KiB | block records | groups and index | read to open | then to reach a block |");
     println!("|---:|---:|---:|---:|---:|");

@@ -1,7 +1,7 @@
 //! Makes the sample repository of the current format: `cargo run --example make_sample -- engine/samples/v1`.
 //!
-//! Run once for a format, when it is new; what it wrote is kept in the tree for ever, and *tests/samples.rs* reads it with
-//! every version that comes after.
+//! Run once for a format, when it is new; what it wrote is kept in the tree for ever, and *tests/samples.rs* reads
+//! it with every version that comes after.
 
 #![allow(clippy::cast_possible_truncation)]
 

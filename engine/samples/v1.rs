@@ -19,8 +19,8 @@ pub(crate) const SEGMENT: &str = "000000020000000000000003";
 /// The history file in the archive, and its content.
 pub(crate) const HISTORY: (&str, &[u8]) = ("00000002.history", b"1\t0/300028\tno recovery target specified\n");
 
-/// The files of a backup with their content, in path order. The second backup, an incremental one, has a page of a table
-/// changed, a table grown, a file less and a file more.
+/// The files of a backup with their content, in path order. The second backup, an incremental one, has a page of a
+/// table changed, a table grown, a file less and a file more.
 pub(crate) fn files(incremental: bool) -> Vec<(FileRecord, Vec<u8>)> {
     let mut table = pages(10, 0);
     let mut grown = pages(5, 1);

@@ -8,7 +8,7 @@
 //! BLAKE3 of the decoded bytes proves them. Both decoders are bounded by the caller's buffer whatever the stored
 //! bytes say. Contexts are kept per thread; nothing is allocated per block once a thread is warm.
 //!
-//! This is the engine's only file besides the rings that holds unsafe code: two calls into lz4.
+//! Unsafe here is what two calls into the C library need.
 
 use std::cell::RefCell;
 use std::ffi::c_int;
@@ -223,12 +223,14 @@ fn lz4_decompress(stored: &[u8], out: &mut [u8]) -> Option<usize> {
 }
 
 thread_local! {
-    /// The level a thread compresses with, and its context. A process writes one repository, so the level hardly changes.
+    /// The level a thread compresses with, and its context. A process writes one repository, so the level hardly
+    /// changes.
     static ZSTD_COMPRESSOR: RefCell<Option<(i32, zstd::bulk::Compressor<'static>)>> = const { RefCell::new(None) };
     static ZSTD_DECOMPRESSOR: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
 }
 
-/// Whether the room of `out` was enough and the library willing. Any failure means "store it raw", which is always right.
+/// Whether the room of `out` was enough and the library willing. Any failure means "store it raw", which is always
+/// right.
 fn zstd_compress(level: i32, raw: &[u8], out: &mut Vec<u8>) -> bool {
     ZSTD_COMPRESSOR.with_borrow_mut(|kept| {
         if kept.as_ref().is_none_or(|(kept_level, _)| *kept_level != level) {

@@ -1,7 +1,7 @@
 //! What the engine knows of a PostgreSQL page: its checksum, its LSN, and whether it is new.
 //!
-//! The checksum is PostgreSQL's own (`pg_checksum_page`): FNV-1a widened to 32 lanes of 32 bits, so that a
-//! compiler turns a row of lanes into a few vector instructions. It is written here with arrays of that width, which the
+//! The checksum is PostgreSQL's own (`pg_checksum_page`): FNV-1a widened to 32 lanes of 32 bits, so that a compiler
+//! turns a row of lanes into a few vector instructions. It is written here with arrays of that width, which the
 //! compiler vectorises without help.
 
 use crate::units::{Lsn, PAGE_BYTES};

@@ -1,5 +1,5 @@
-//! Stored runs: whatever their bytes are, decoding stays within its room; what was encoded decodes to the same; a patch that
-//! applies is the patch between the two blocks.
+//! Stored runs: whatever their bytes are, decoding stays within its room; what was encoded decodes to the same; a
+//! patch that applies is the patch between the two blocks.
 
 #![no_main]
 

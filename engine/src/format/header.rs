@@ -1,7 +1,7 @@
 //! The first page of a pack and of a manifest file: what the file is, whose it is, and a hash over all of that.
 //!
-//! The magic, the two versions and the place of the hash are the same in every format there will be, so a reader can tell
-//! "a newer version wrote this" (refused politely) from "this is damaged".
+//! The magic, the two versions and the place of the hash are the same in every format there will be, so a reader
+//! can tell "a newer version wrote this" (refused politely) from "this is damaged".
 
 use std::ops::Range;
 

@@ -1,4 +1,5 @@
-//! The header of a pack. Stored runs follow it: raw ones at multiples of 4096 and padded to it, encoded ones without gaps.
+//! The header of a pack. Stored runs follow it: raw ones at multiples of 4096 and padded to it, encoded ones
+//! without gaps.
 
 use std::ops::Range;
 

@@ -1,8 +1,9 @@
 //! A patch: the changed pages of a block over an older block that is stored whole.
 //!
-//! PostgreSQL changes pages in place, so an incremental backup of a random-write workload meets many blocks of which one or
-//! two pages differ. Such a block is stored as a patch: a bitmap of the replaced pages, then those pages in order.
-//! The base is always a block stored whole, so reading costs at most two runs however many backups went before.
+//! PostgreSQL changes pages in place, so an incremental backup of a random-write workload meets many blocks of
+//! which one or two pages differ. Such a block is stored as a patch: a bitmap of the replaced pages, then those
+//! pages in order. The base is always a block stored whole, so reading costs at most two runs however many backups
+//! went before.
 //!
 //! Decoded, a patch is 16 bytes of bitmap (little-endian, bit *i* = page *i* of the block) and 8 KiB per bit set.
 
@@ -106,7 +107,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn base_and_patch_give_the_new_block(pages in 1_usize..=128, changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..80)) {
+        fn base_and_patch_give_the_new_block(
+            pages in 1_usize..=128,
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..80),
+        ) {
             let base = block(pages);
             let mut new = base.clone();
             for (at, byte) in changes {

@@ -1,8 +1,8 @@
 //! The header of a WAL object: which file of `pg_wal` it holds, and a block record for each block of it.
 //!
-//! A WAL object stands alone, so that archiving a segment writes one file and nothing else: its block records lie in its own header,
-//! refer to runs behind that header (pack 0 means "this object"), and are never patches. The header is whole
-//! 4096-byte pages; its hash covers the records, the records' hashes cover the content.
+//! A WAL object stands alone, so that archiving a segment writes one file and nothing else: its block records lie
+//! in its own header, refer to runs behind that header (pack 0 means "this object"), and are never patches. The
+//! header is whole 4096-byte pages; its hash covers the records, the records' hashes cover the content.
 
 use std::ops::Range;
 

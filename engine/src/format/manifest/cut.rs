@@ -1,8 +1,9 @@
 //! Where groups begin.
 //!
-//! A group begins where a file's *path* says so: its hash decides, one path in [`GROUP_FILES_MEAN`] on average. A file that
-//! appears or vanishes thus moves no boundary but its own, and all other groups stay what they were in the parent. The
-//! limits below only keep a group from growing without bound; after one of them the next path-made boundary is the same again.
+//! A group begins where a file's *path* says so: its hash decides, one path in [`GROUP_FILES_MEAN`] on average. A
+//! file that appears or vanishes thus moves no boundary but its own, and all other groups stay what they were in
+//! the parent. The limits below only keep a group from growing without bound; after one of them the next path-made
+//! boundary is the same again.
 
 use std::ops::Range;
 

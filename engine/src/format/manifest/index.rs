@@ -34,7 +34,8 @@ mod entry {
     const _: () = assert!(BYTES == 72);
 }
 
-/// An index chunk other than a level's last has at least so many entries: each level is much smaller than the one below.
+/// An index chunk other than a level's last has at least so many entries: each level is much smaller than the one
+/// below.
 const ENTRIES_MIN: usize = 64;
 /// An index chunk has no more entries.
 const ENTRIES_MAX: usize = 1024;

@@ -6,17 +6,19 @@
 //!                                            group -> leaf
 //! ```
 //!
-//! A manifest is a tree of *chunks*. A [`Root`] holds the counts; [`IndexChunk`]s lead to *groups*; a [`Group`] holds
-//! the records of a few files that follow each other in path order, and refers to the *leaves* that hold those files' block
-//! records, [`LEAF_RECORDS`] to a leaf. Every reference is a [`ChunkRef`] with the chunk's BLAKE3, so the root's hash, in
-//! the backup's JSON, proves all of it, and any part can be checked by itself when it is first needed.
+//! A manifest is a tree of *chunks*. A [`Root`] holds the counts; [`IndexChunk`]s lead to *groups*; a [`Group`]
+//! holds the records of a few files that follow each other in path order, and refers to the *leaves* that hold
+//! those files' block records, [`LEAF_RECORDS`] to a leaf. Every reference is a [`ChunkRef`] with the chunk's
+//! BLAKE3, so the root's hash, in the backup's JSON, proves all of it, and any part can be checked by itself when
+//! it is first needed.
 //!
-//! Nothing in a group says where the group stands: block numbers count from its own first block, and where groups are cut
-//! depends on paths alone ([`cut`]). A group in which nothing changed is therefore the same bytes in the next backup,
-//! which refers to the older backup's chunks instead of writing them: a reference names the manifest file that holds the chunk.
+//! Nothing in a group says where the group stands: block numbers count from its own first block, and where groups
+//! are cut depends on paths alone ([`cut`]). A group in which nothing changed is therefore the same bytes in the
+//! next backup, which refers to the older backup's chunks instead of writing them: a reference names the manifest
+//! file that holds the chunk.
 //!
-//! Always true: a chunk that parses is valid as far as one chunk can tell (order, counts, lengths, paths), and writing
-//! it gives the same bytes again.
+//! Always true: a chunk that parses is valid as far as one chunk can tell (order, counts, lengths, paths), and
+//! writing it gives the same bytes again.
 
 use std::ops::Range;
 
@@ -43,8 +45,8 @@ pub use root::{ManifestUse, PackUse, Root};
 
 /// Block records in a full leaf: 64 KiB of them.
 pub const LEAF_RECORDS: u64 = 1024;
-/// No chunk is larger. Usual ones stay below 64 KiB; a group's grows by 48 bytes for every leaf of a large file, and this is
-/// enough for one of 11 TiB at the smallest block size.
+/// No chunk is larger. Usual ones stay below 64 KiB; a group's grows by 48 bytes for every leaf of a large file,
+/// and this is enough for one of 11 TiB at the smallest block size.
 pub const CHUNK_BYTES_MAX: u32 = 16 << 20;
 /// No manifest has more leaves: block numbers and byte counts of what is smaller cannot overflow.
 pub const LEAVES_MAX: u64 = 1 << 40;

@@ -34,7 +34,8 @@ pub fn check(path: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether `target` may be the text of a link: any, but not empty, not longer than Linux takes, and without a zero byte.
+/// Whether `target` may be the text of a link: any, but not empty, not longer than Linux takes, and without a zero
+/// byte.
 pub fn check_target(target: &str) -> Result<(), String> {
     if target.is_empty() || target.len() > PATH_BYTES_MAX || target.contains('\0') {
         return Err(format!("\"{}\" cannot be the target of a link", target.escape_debug()));
@@ -59,8 +60,8 @@ pub fn is_below(path: &str, directory: &str) -> bool {
     directory.is_empty() || path.strip_prefix(directory).is_some_and(|rest| rest.starts_with('/'))
 }
 
-/// How `path` stands to the subtree of `directory` (the directory and all that is below it): before, in it (equal), or after.
-/// To step over a subtree, seek the first path that is after it.
+/// How `path` stands to the subtree of `directory` (the directory and all that is below it): before, in it (equal),
+/// or after. To step over a subtree, seek the first path that is after it.
 pub fn order_to_subtree(path: &str, directory: &str) -> Ordering {
     if path == directory || is_below(path, directory) { Ordering::Equal } else { order(path, directory) }
 }

@@ -68,8 +68,8 @@ pub struct Root {
     pub blocks: u64,
     /// Content bytes.
     pub bytes: u64,
-    /// What a [`ChunkRef::manifest`] counts in; the last is the backup's own. A child's table begins with its parent's, so that
-    /// the numbers in shared chunks stay right.
+    /// What a [`ChunkRef::manifest`] counts in; the last is the backup's own. A child's table begins with its
+    /// parent's, so that the numbers in shared chunks stay right.
     pub manifests: Vec<ManifestUse>,
     /// The packs, ascending.
     pub packs: Vec<PackUse>,
