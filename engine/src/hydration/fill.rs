@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{RecvTimeoutError, bounded};
+use crossbeam::channel::{RecvTimeoutError, bounded, unbounded};
 
 use super::first::FirstFailure;
 use super::layout::Roots;
@@ -20,7 +20,7 @@ use super::plan::{JobLimits, Span, Units};
 use super::source::{OpenSource, Source};
 use super::target::Writes;
 use super::worker::Worker;
-use super::{Hydration, Map, is_left_out, is_placed_last};
+use super::{Hydration, Map, is_left_out, is_placed_last, opener};
 use crate::format::file::FileRecord;
 use crate::io::{BUFFER_BYTES, Disk};
 use crate::progress::{Counting, Progress, Stage};
@@ -96,14 +96,21 @@ impl Hydration {
         std::thread::scope(|scope| {
             // Each worker holds a sender and sends nothing: the channel closes when the last one ends.
             let (alive, all_ended) = bounded::<()>(0);
+            let (open, to_open) = unbounded();
             for _ in 0..shared.shape.workers {
-                let (alive, shared) = (alive.clone(), &shared);
+                let (alive, open, shared) = (alive.clone(), open.clone(), &shared);
                 scope.spawn(move || {
-                    shared.failure.watch(|| Worker::new(shared)?.run());
+                    shared.failure.watch(|| Worker::new(shared, open)?.run());
                     drop(alive);
                 });
             }
-            drop(alive);
+            drop((alive, open));
+            if shared.source.gives_files() {
+                for _ in 0..opener::THREADS {
+                    let (to_open, shared) = (to_open.clone(), &shared);
+                    scope.spawn(move || opener::serve(&to_open, shared));
+                }
+            }
             while all_ended.recv_timeout(CHECKPOINT) == Err(RecvTimeoutError::Timeout) {
                 if !shared.failure.is_set() {
                     shared.failure.watch(|| self.checkpoint(&shared));
@@ -155,9 +162,10 @@ impl Shape {
         // Memory that would never be used is not made: it is zeroed and registered before the first read.
         let useful = usize::try_from(content_bytes).unwrap_or(usize::MAX) / BUFFER_BYTES * 2 / workers;
         let buffers = (all / workers).min(BUFFERS_MAX).min(useful.max(BUFFERS_MIN));
-        // While a job is read its files are open in the source; while it is written, once or twice in the target.
+        // A job's files are open in the source while it waits or is read, and in the target, once or twice, while it is
+        // written.
         let open_files = usize::try_from(open_files_max.saturating_sub(FILES_SPARED)).unwrap_or(usize::MAX);
-        let job_files = (open_files / (workers * buffers * 2)).clamp(1, JOB_FILES_MAX);
+        let job_files = (open_files / (workers * buffers * 3)).clamp(1, JOB_FILES_MAX);
         Self { workers, buffers: u16::try_from(buffers).unwrap_or(u16::MAX), reserve: buffers / 2, job_files }
     }
 
@@ -284,7 +292,7 @@ mod tests {
         assert_eq!((shape.workers, shape.buffers, shape.job_files), (2, 16, 64));
         let shape = Shape::new(64, 64 << 20, 1 << 40, 1024);
         assert_eq!((shape.workers, shape.buffers), (8, 4));
-        assert!(shape.workers * usize::from(shape.buffers) * 2 * shape.job_files <= 1024);
+        assert!(shape.workers * usize::from(shape.buffers) * 3 * shape.job_files <= 1024);
         let shape = Shape::new(0, 0, 0, 0);
         assert_eq!((shape.workers, shape.buffers, shape.job_files), (1, 4, 1));
         assert!(shape.reserve >= 1);

@@ -24,6 +24,7 @@ mod finish;
 mod first;
 pub mod layout;
 pub mod map;
+mod opener;
 mod outline;
 pub mod plan;
 mod remove;

@@ -104,14 +104,29 @@ impl SourceFiles {
         Self { packs: BTreeMap::new(), last: None }
     }
 
-    /// The reads of a job as the disk takes them.
-    pub(super) fn parts(&mut self, source: &OpenSource, reads: &[Read], disk: &dyn Disk) -> Result<Vec<Part>> {
-        let mut parts = Vec::with_capacity(reads.len());
-        for read in reads {
-            let file = self.file(source, &read.from, disk)?;
-            parts.push(Part { file, offset: read.offset, at: read.at, bytes: read.bytes });
+    /// The reads of a job as the disk takes them, if their files are open.
+    pub(super) fn parts_if_open(&self, reads: &[Read]) -> Option<Vec<Part>> {
+        let parts = reads.iter().map(|read| {
+            let file = match (&read.from, &self.last) {
+                (From::Pack(pack), _) => self.packs.get(pack)?,
+                (From::File(file), Some((last, open))) if Arc::ptr_eq(last, file) => open,
+                (From::File(_), _) => return None,
+            };
+            Some(part(file, read))
+        });
+        parts.collect()
+    }
+
+    /// Remembers the last file of a job that was opened elsewhere: the next job begins with it, more often than not.
+    pub(super) fn remember(&mut self, reads: &[Read], parts: &[Part]) {
+        if let (Some(Read { from: From::File(file), .. }), Some(part)) = (reads.last(), parts.last()) {
+            self.last = Some((Arc::clone(file), Arc::clone(&part.file)));
         }
-        Ok(parts)
+    }
+
+    /// The reads of a job as the disk takes them; opens what is not open.
+    pub(super) fn parts(&mut self, source: &OpenSource, reads: &[Read], disk: &dyn Disk) -> Result<Vec<Part>> {
+        reads.iter().map(|read| Ok(part(&self.file(source, &read.from, disk)?, read))).collect()
     }
 
     fn file(&mut self, source: &OpenSource, from: &From, disk: &dyn Disk) -> Result<Arc<OpenFile>> {
@@ -141,9 +156,16 @@ impl SourceFiles {
     }
 }
 
+fn part(file: &Arc<OpenFile>, read: &Read) -> Part {
+    Part { file: Arc::clone(file), offset: read.offset, at: read.at, bytes: read.bytes }
+}
+
 /// Reads the blocks of a job again, each by itself, for the error that names pack and offset: a mount can only say
 /// EIO, and a long read only where it began. The first error stays, if there is none this time.
 pub(super) fn explain(failure: Error, job: &Job, backup: &Backup) -> Error {
+    if matches!(failure, Error::Cancelled) {
+        return failure;
+    }
     let (blocks, mut scratch) = (backup.blocks(), Scratch::default());
     let mut out = vec![0; backup.info.block_bytes.bytes()];
     for Missing { file, index, bytes, .. } in job.pieces.iter().map(|piece| &piece.block) {

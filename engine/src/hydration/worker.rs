@@ -11,13 +11,16 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crossbeam::channel::{Receiver, Sender, unbounded};
+
 use super::fill::Shared;
+use super::opener::{Opened, Request};
 use super::plan::{Job, Missing, Span};
 use super::source::{self, SourceFiles};
 use super::target::{TargetFiles, Writes};
 use crate::blocks::Scratch;
 use crate::format::block::{BlockRecord, Content};
-use crate::io::disk::{Finished, Queue, Transfer, Way};
+use crate::io::disk::{Finished, Part, Queue, Transfer, Way};
 use crate::io::{BUFFER_BYTES, Buffer, Open};
 use crate::progress::Stage;
 use crate::units::{BlockNumber, DIRECT_BYTES};
@@ -33,6 +36,12 @@ pub(super) struct Worker<'a, 'b> {
     reading: usize,
     writing: usize,
     jobs: VecDeque<Job>,
+    /// Where jobs go to have the files of a mount opened, and where they come back.
+    opener: Sender<Request>,
+    opened: (Sender<Opened>, Receiver<Opened>),
+    opening: usize,
+    /// Jobs whose files are open.
+    ready: VecDeque<(Job, Vec<Part>)>,
     /// Jobs that were read and wait to be decoded.
     arrived: VecDeque<(Job, Buffer)>,
     decoding: Option<Decoding>,
@@ -55,7 +64,7 @@ struct Decoding {
 }
 
 impl<'a, 'b> Worker<'a, 'b> {
-    pub(super) fn new(shared: &'a Shared<'b>) -> Result<Self> {
+    pub(super) fn new(shared: &'a Shared<'b>, opener: Sender<Request>) -> Result<Self> {
         let (mut free, pages) = crate::io::buffers(shared.shape.buffers)?;
         let queue = shared.disk.queue(&mut free)?;
         shared.note_io(&format!("{}, {pages}", queue.describe()));
@@ -68,6 +77,10 @@ impl<'a, 'b> Worker<'a, 'b> {
             reading: 0,
             writing: 0,
             jobs: VecDeque::new(),
+            opener,
+            opened: unbounded(),
+            opening: 0,
+            ready: VecDeque::new(),
             arrived: VecDeque::new(),
             decoding: None,
             sources: SourceFiles::new(),
@@ -80,39 +93,72 @@ impl<'a, 'b> Worker<'a, 'b> {
     pub(super) fn run(mut self) -> Result<()> {
         loop {
             self.shared.go_on()?;
-            self.start_reads()?;
+            self.make_ready()?;
+            self.start_reads();
             if self.decode_one_buffer()? {
                 self.settle_finished()?;
             } else if self.reading + self.writing > 0 {
                 self.wait()?;
                 self.settle_finished()?;
-            } else if self.jobs.is_empty() {
+            } else if self.opening > 0 {
+                self.wait_for_opened()?;
+            } else if self.ready.is_empty() {
                 return Ok(());
             }
         }
     }
 
-    /// Submits reads while there are buffers and jobs.
-    fn start_reads(&mut self) -> Result<()> {
-        while !self.free.is_empty() {
+    /// Plans jobs and has their files opened, for half as many jobs as there are buffers.
+    fn make_ready(&mut self) -> Result<()> {
+        while let Ok(opened) = self.opened.1.try_recv() {
+            self.take_opened(opened)?;
+        }
+        while self.opening + self.ready.len() <= self.flights.len() / 2 {
             if self.jobs.is_empty() {
                 self.take_unit()?;
             }
-            let Some(job) = self.jobs.front() else { return Ok(()) };
-            if self.is_decoded(job) && self.free.len() <= self.shared.shape.reserve {
-                return Ok(());
+            let Some(job) = self.jobs.pop_front() else { return Ok(()) };
+            if let Some(parts) = self.sources.parts_if_open(&job.reads) {
+                self.ready.push_back((job, parts));
+            } else if self.shared.source.gives_files() {
+                let request = Request { job, reply: self.opened.0.clone() };
+                self.opener.send(request).map_err(|_| Error::Cancelled)?;
+                self.opening += 1;
+            } else {
+                let parts = self.sources.parts(&self.shared.source, &job.reads, self.shared.disk);
+                self.keep_ready(job, parts)?;
             }
-            let parts = match self.sources.parts(&self.shared.source, &job.reads, self.shared.disk) {
-                Ok(parts) => parts,
-                Err(failure) => return Err(source::explain(failure, job, self.shared.backup)),
-            };
-            let (Some(job), Some(buffer)) = (self.jobs.pop_front(), self.free.pop()) else { return Ok(()) };
+        }
+        Ok(())
+    }
+
+    fn take_opened(&mut self, Opened { job, parts }: Opened) -> Result<()> {
+        self.opening -= 1;
+        if let Ok(parts) = &parts {
+            self.sources.remember(&job.reads, parts);
+        }
+        self.keep_ready(job, parts)
+    }
+
+    fn keep_ready(&mut self, job: Job, parts: Result<Vec<Part>>) -> Result<()> {
+        let parts = parts.map_err(|failure| source::explain(failure, &job, self.shared.backup))?;
+        self.ready.push_back((job, parts));
+        Ok(())
+    }
+
+    /// Submits reads while there are buffers and jobs that are ready.
+    fn start_reads(&mut self) {
+        while let Some((job, _)) = self.ready.front() {
+            let kept_free = if self.is_decoded(job) { self.shared.shape.reserve } else { 0 };
+            if self.free.len() <= kept_free {
+                return;
+            }
+            let (Some((job, parts)), Some(buffer)) = (self.ready.pop_front(), self.free.pop()) else { return };
             let token = usize::from(buffer.index());
             self.flights[token] = Some(Flight::Reading(job));
             self.reading += 1;
             self.queue.submit(Transfer { token, way: Way::Read, buffer, parts });
         }
-        Ok(())
     }
 
     fn is_decoded(&self, job: &Job) -> bool {
@@ -207,6 +253,14 @@ impl<'a, 'b> Worker<'a, 'b> {
         let finished = self.queue.reap(true)?;
         self.shared.waited(behind, started.elapsed());
         finished.map_or(Ok(()), |finished| self.settle(finished))
+    }
+
+    /// Sleeps until a job's files are open, when there is nothing else to wait for.
+    fn wait_for_opened(&mut self) -> Result<()> {
+        let started = Instant::now();
+        let opened = self.opened.1.recv().map_err(|_| Error::Cancelled)?;
+        self.shared.waited(Stage::Repository, started.elapsed());
+        self.take_opened(opened)
     }
 
     fn settle_finished(&mut self) -> Result<()> {
