@@ -16,6 +16,8 @@ use crate::exit::{Exit, Failure};
 
 /// How long the server may take to end after its mount is gone.
 const SERVER_END_WAIT: Duration = Duration::from_secs(30);
+/// How long one whose restore is gone may take: it gives readers two seconds.
+const FORMER_SERVER_WAIT: Duration = Duration::from_secs(5);
 /// More users of a mount than this are not named.
 const HOLDERS_NAMED_MAX: usize = 5;
 
@@ -39,7 +41,7 @@ pub(super) fn run(arguments: &UnmountArguments, context: &Context) -> anyhow::Re
     };
     mounting::unmount(&mountpoint, false).map_err(|error| explain(error, &mountpoint))?;
     if let Some(server) = server {
-        wait_for(server, &mountpoint)?;
+        wait_for(server, &mountpoint, SERVER_END_WAIT)?;
     }
     Ok(Exit::Done)
 }
@@ -58,6 +60,11 @@ pub(super) fn clear_stale(mountpoint: &Path) -> Result<bool> {
 /// Takes whatever of ours is mounted at a session's own mountpoint away: its server belonged to a run of the same session
 /// that is over. True if there was anything.
 pub(super) fn clear_leftover(mountpoint: &Path) -> Result<bool> {
+    // It ends by itself, and takes away what is mounted there: that must not be the next mount.
+    for server in servers_of(mountpoint) {
+        wait_for(server, mountpoint, FORMER_SERVER_WAIT)
+            .unwrap_or_else(|error| tracing::warn!("a former server of {}: {error:#}", mountpoint.display()));
+    }
     let Some(mount) = table::mount_at(mountpoint)?.filter(table::Mount::is_ours) else { return Ok(false) };
     if matches!(table::health(mountpoint), Health::Hung) {
         // Wakes its readers; only root may, and detaching works without.
@@ -81,6 +88,18 @@ fn refuse_unless_ours(mountpoint: &Path) -> anyhow::Result<()> {
 
 fn server_of(mountpoint: &Path) -> Option<Pid> {
     table::attribute(mountpoint, SERVER_ATTRIBUTE)?.parse().ok().and_then(Pid::from_raw)
+}
+
+/// The servers that were started for a mountpoint, by their command lines: also one that has already unmounted it.
+fn servers_of(mountpoint: &Path) -> Vec<Pid> {
+    let Ok(processes) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let server = |process: std::fs::DirEntry| {
+        let pid = Pid::from_raw(process.file_name().to_str()?.parse().ok()?)?;
+        let line = std::fs::read(process.path().join("cmdline")).ok()?;
+        let mut words = line.split(|byte| *byte == 0).skip_while(|word| *word != b"fuse-server");
+        (words.next().is_some() && words.any(|word| word == mountpoint.as_os_str().as_bytes())).then_some(pid)
+    };
+    processes.flatten().filter_map(server).collect()
 }
 
 /// Says who uses the mount, where that is why it cannot be taken away.
@@ -134,10 +153,10 @@ fn holds(process: &Path, mountpoint: &Path) -> bool {
     mapped.any(|file| file.starts_with(mountpoint))
 }
 
-fn wait_for(server: Pid, mountpoint: &Path) -> anyhow::Result<()> {
+fn wait_for(server: Pid, mountpoint: &Path, patience: Duration) -> anyhow::Result<()> {
     // One that cannot be opened has ended already.
     let Ok(process) = pidfd_open(server, PidfdFlags::empty()) else { return Ok(()) };
-    let patience = Timespec { tv_sec: i64::try_from(SERVER_END_WAIT.as_secs())?, tv_nsec: 0 };
+    let patience = Timespec { tv_sec: i64::try_from(patience.as_secs())?, tv_nsec: 0 };
     let ended = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&patience))
         .map_err(|cause| Error::io("wait for the server of", mountpoint, cause))?;
     if ended == 0 {
