@@ -49,8 +49,11 @@ pub(crate) fn run(arguments: &Arguments, context: &Context) -> anyhow::Result<Ex
     Ok(exit)
 }
 
+/// A backup whose description cannot be read, and why.
+pub(crate) type Unreadable = (BackupLabel, anyhow::Error);
+
 /// The backups of a cluster, oldest first, and those that cannot be read.
-pub(crate) fn descriptions(cluster: &Cluster) -> anyhow::Result<(Vec<BackupInfo>, Vec<(BackupLabel, anyhow::Error)>)> {
+pub(crate) fn descriptions(cluster: &Cluster) -> anyhow::Result<(Vec<BackupInfo>, Vec<Unreadable>)> {
     let (mut infos, mut damaged) = (Vec::new(), Vec::new());
     for label in cluster.labels()? {
         match cluster.backup_info(&label) {

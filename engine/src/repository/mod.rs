@@ -32,6 +32,7 @@ mod sweep;
 #[cfg(test)]
 pub(crate) mod tests;
 mod verify;
+mod walk;
 mod writer;
 
 pub use crate::format::repository::{ClusterInfo, RepositoryId, RepositoryInfo};
