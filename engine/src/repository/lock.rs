@@ -93,6 +93,9 @@ impl Drop for Lock {
             // Only a hint, and nobody is refused by it.
             let _ = self.file.set_len(0);
         }
+        // Said, not left to the closing: a process that another thread is just starting still has the file, until it
+        // is the other program. If it fails, the closing does it all the same.
+        let _ = rustix::fs::flock(&self.file, FlockOperation::Unlock);
     }
 }
 
