@@ -26,7 +26,7 @@ test:
 	scripts/run-tests.sh
 
 lint:
-	@scripts/install-dependencies.sh build
+	@scripts/install-dependencies.sh lint
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
@@ -43,7 +43,7 @@ bench-parts:
 	$(CARGO) bench --locked --package pghydrant-benches
 
 fuzz:
-	@scripts/install-dependencies.sh build
+	@scripts/install-dependencies.sh lint
 	scripts/fuzz.sh
 
 soak:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what this machine lacks for: build | demo | test | bench. Fast when nothing is missing.
+# Installs what this machine lacks for: build | lint | demo | test | bench. Fast when nothing is missing.
 #
 # Debian and its kin only: elsewhere it prints the list. An existing PostgreSQL cluster is never touched, and a
 # freshly installed PostgreSQL package is kept from creating and starting one.
@@ -29,8 +29,9 @@ fi
 
 # cargo needs a linker; zstd, lz4 and BLAKE3 are compiled from their C and assembler sources.
 need cc gcc
-[ "$purpose" = build ] && need c++ g++
-if [ "$purpose" != build ]; then
+# libFuzzer comes as C++ source with the fuzz targets, which lint checks too.
+[ "$purpose" != lint ] || need c++ g++
+if [ "$purpose" != build ] && [ "$purpose" != lint ]; then
     have_postgresql || missing+=(postgresql)
     need fusermount3 fuse3
 fi
@@ -51,7 +52,8 @@ fi
 
 # On a machine without udev (a small VM, a container) nobody applies fuse3's own rule, MODE="0666".
 open_dev_fuse() {
-    [ "$purpose" != build ] && [ "$(id -u)" = 0 ] && [ -c /dev/fuse ] || return 0
+    case $purpose in build | lint) return 0 ;; esac
+    [ "$(id -u)" = 0 ] && [ -c /dev/fuse ] || return 0
     [ "$(stat -c %a /dev/fuse)" != 666 ] && [ ! -d /run/udev/data ] || return 0
     echo "giving /dev/fuse the mode that fuse3 gives it through udev: 0666"
     chmod 0666 /dev/fuse || echo "warning: /dev/fuse stays closed to ordinary users" >&2

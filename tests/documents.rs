@@ -129,6 +129,33 @@ fn an_interrupted_demo_cleans_up_too() -> Result<()> {
 }
 
 #[test]
+fn the_doctor_tells_each_setting_with_its_source() -> Result<()> {
+    requires!(Postgres);
+    let scratch = Scratch::new()?;
+    let pghydrant = Pghydrant::new(&scratch)?.env("PGHYDRANT_MEMORY", "64MiB");
+    let file = scratch.join("pghydrant.toml");
+    fs::write(&file, "workers = 3\n")?;
+    let file = file.display().to_string();
+    let told = pghydrant.succeed(["doctor", "--json", "--cluster", "main", "--config", &file])?.json()?;
+    let settings = told["settings"].as_array().context("no settings")?;
+    let of = |key: &str| {
+        let setting = settings.iter().find(|setting| setting["key"] == key);
+        setting.map(|setting| format!("{} from {}", setting["value"], setting["source"])).unwrap_or_default()
+    };
+    assert_eq!(of("cluster"), "\"main\" from \"command line\"");
+    assert_eq!(of("memory"), "\"64MiB\" from \"PGHYDRANT_MEMORY\"");
+    assert_eq!(of("workers"), format!("\"3\" from \"{file}\""));
+    assert_eq!(of("repo"), "null from \"default\"");
+    for finding in told["findings"].as_array().context("no findings")? {
+        ensure!((finding["verdict"] == "ok") == finding["cure"].is_null(), "{finding}");
+    }
+    // A repository that does not open is something that a restore cannot do without.
+    let missing = pghydrant.run(["doctor", "--repo", "/nonexistent"])?.expect_code(1)?;
+    ensure!(missing.stdout.contains("pghydrant init"), "{missing}");
+    Ok(())
+}
+
+#[test]
 fn only_console_blocks_are_run() {
     let text = "```sh\n$ no\n```\n```console\n$ yes\noutput\n$ also\n```\n$ no\n";
     assert_eq!(console_commands(text), ["yes", "also"]);
