@@ -110,10 +110,10 @@ ceiling() {
     mkdir -p "$place/fio"
     [ -e "$place/fio/source" ] ||
         fio --name=lay --filename="$place/fio/source" --size="$half" --rw=write --bs=1M --direct=1 --ioengine=io_uring \
-            --iodepth=16 --refill_buffers --end_fsync=1 >/dev/null
+            --iodepth=32 --end_fsync=1 >/dev/null
     cold
     rm -f "$place/fio/target"
-    fio --ioengine=io_uring --direct=1 --bs=1M --iodepth=16 --size="$half" --refill_buffers --output-format=json \
+    fio --ioengine=io_uring --direct=1 --bs=1M --iodepth=32 --size="$half" --output-format=json \
         --name=read --filename="$place/fio/source" --rw=read \
         --name=write --filename="$place/fio/target" --rw=write --fallocate=posix --end_fsync=1 >"$place/fio/result.json"
     times[ceiling]+="$(jq -r '[.jobs[] | ([.read.runtime, .write.runtime] | max)] | max / 1000' "$place/fio/result.json") "
