@@ -20,6 +20,7 @@
 //! Whether a setting would lead the copy into directories of the original is asked of PostgreSQL itself
 //! (`postgres -C`), which knows about included files, defaults and quoting.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -31,6 +32,7 @@ use serde::{Deserialize, Serialize};
 use super::conf::{self, Setting};
 use super::files;
 use super::plan::Plan;
+use super::session::Journal;
 use crate::postgres::binaries::Binaries;
 use crate::postgres::owner::Owner;
 
@@ -58,6 +60,7 @@ const CONF: &str = "postgresql.conf";
 const AUTO: &str = "postgresql.auto.conf";
 /// What the blocks that stay are marked with.
 const KEPT: &str = "kept settings";
+const KEPT_WHY: &str = "Chosen for this copy, and what keeps it out of the original's directories.";
 const ISOLATED: &str = "isolated copy";
 const FIRST_START: &str = "first start";
 /// Says to PostgreSQL that it recovers from an archive; PostgreSQL removes it at the end of recovery.
@@ -78,12 +81,15 @@ pub(crate) struct Configuration<'a> {
     backup: &'a BackupInfo,
     /// The command that PostgreSQL fetches WAL with.
     restore_command: String,
+    /// What the original raised after the backup, and replay needs.
+    raised: &'a BTreeMap<String, String>,
 }
 
 impl<'a> Configuration<'a> {
-    /// The configuration of session `id`; `program` is our own binary, as the owner can run it.
-    pub(crate) fn new(plan: &'a Plan, id: &'a SessionId, backup: &'a BackupInfo, program: &Path) -> Self {
-        Self { plan, id, backup, restore_command: restore_command(program, plan) }
+    /// The configuration of a session; `program` is our own binary, as the owner can run it.
+    pub(crate) fn new(journal: &'a Journal, backup: &'a BackupInfo, program: &Path) -> Self {
+        let Journal { plan, id, raised, .. } = journal;
+        Self { plan, id, backup, restore_command: restore_command(program, plan), raised }
     }
 
     /// Edits the files for the recovery and puts `recovery.signal` in place. Can be done again after a crash anywhere
@@ -131,9 +137,14 @@ impl<'a> Configuration<'a> {
     /// and a directory for the socket, which a reboot may have taken.
     pub(crate) fn prepare_start(&self) -> anyhow::Result<()> {
         self.make_socket_directory()?;
+        let settings = self.recovery_settings()?;
+        let names: Vec<&str> = settings.iter().map(|setting| setting.name.as_str()).collect();
+        if let Some(auto) = files::read(&self.plan.data().join(AUTO))? {
+            self.write(AUTO, &conf::silenced(&auto, &self.stamp(), &names))?;
+        }
         let conf = files::read(&self.plan.data().join(CONF))?.unwrap_or_default();
         let why = "Only until the server has left recovery; `pghydrant restore` takes it out again.";
-        self.write(CONF, &conf::with_block(&conf, &self.stamp(), why, &self.recovery_settings()?))
+        self.write(CONF, &conf::with_block(&conf, &self.stamp(), why, &settings))
     }
 
     /// Takes the recovery's settings out, and leaves what stays. Can be done again.
@@ -155,29 +166,38 @@ impl<'a> Configuration<'a> {
             self.write(AUTO, &left)?;
         }
         let conf = conf.unwrap_or_default();
-        let why = "Chosen for this copy, and what keeps it out of the original's directories.";
-        let conf = if kept.is_empty() { conf } else { conf::with_block(&conf, KEPT, why, &kept) };
+        let conf = if kept.is_empty() { conf } else { conf::with_block(&conf, KEPT, KEPT_WHY, &kept) };
         self.write(CONF, &conf)?;
         Ok(Reverted { kept: kept.into_iter().map(|setting| setting.name).collect(), changed_meanwhile })
     }
 
-    /// Everything for a first start that somebody else makes: `postgresql.conf` stays the backup's.
-    pub(crate) fn leave_for_first_start(&self) -> anyhow::Result<()> {
+    /// Everything for a first start that somebody else makes: `postgresql.conf` stays the backup's. What it may need to
+    /// be told on the command line comes back: nothing but its own file can say where the data directory is.
+    pub(crate) fn leave_for_first_start(&self, binaries: &Binaries, owner: &Owner) -> anyhow::Result<Option<Setting>> {
         self.undo()?;
         let data = self.plan.data();
         if files::read(&data.join(CONF))?.is_none() {
             self.write_missing_files()?;
         }
-        let auto = files::read(&data.join(AUTO))?.unwrap_or_default();
+        let (elsewhere, kept): (Vec<_>, Vec<_>) =
+            self.kept(binaries, owner)?.into_iter().partition(|setting| setting.name == "data_directory");
         let mut settings = self.plan.target.settings();
         settings.push(Setting::new("restore_command", self.restore_command.clone()));
         settings.extend(dangerous_commands());
-        settings.extend(self.plan.port.map(|port| Setting::new("port", port.to_string())));
-        let names: Vec<&str> = settings.iter().map(|setting| setting.name.as_str()).collect();
-        let auto = self.isolated(&conf::silenced(&auto, FIRST_START, &names));
+        let names = |settings: &[Setting]| settings.iter().map(|setting| setting.name.clone()).collect::<Vec<_>>();
+        let silenced = |text: &[u8], stamp: &str, names: &[String]| {
+            conf::silenced(text, stamp, &names.iter().map(String::as_str).collect::<Vec<_>>())
+        };
+        let auto = files::read(&data.join(AUTO))?.unwrap_or_default();
+        let auto = silenced(&auto, FIRST_START, &names(&settings));
+        let mut auto = self.isolated(&silenced(&auto, KEPT, &names(&kept)));
+        if !kept.is_empty() {
+            auto = conf::with_block(&auto, KEPT, KEPT_WHY, &kept);
+        }
         let why = "For the first start. Without recovery.signal, which PostgreSQL removes, they say nothing.";
         self.write(AUTO, &conf::with_block(&auto, FIRST_START, why, &settings))?;
-        self.write(SIGNAL, b"")
+        self.write(SIGNAL, b"")?;
+        Ok(elsewhere.into_iter().next())
     }
 
     /// Where the socket is while the server recovers.
@@ -287,6 +307,7 @@ impl<'a> Configuration<'a> {
             // Before it recovers, PostgreSQL syncs every file, one by one. Ours are durable; one call covers the rest.
             settings.push(Setting::new("recovery_init_sync_method", "syncfs"));
         }
+        settings.extend(self.raised.iter().map(|(name, value)| Setting::new(name, value)));
         settings.extend(self.plan.target.settings());
         Ok(settings)
     }

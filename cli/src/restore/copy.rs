@@ -120,12 +120,18 @@ impl Restore<'_> {
         self.session.enter(Phase::Configuring)?;
         let owner = Owner::named(&self.plan().owner.name)
             .or_else(|_| Owner::numbered(self.plan().owner.uid, self.plan().owner.gid))?;
+        let binaries = Binaries::in_directory(&self.plan().programs)?;
         let configuration = self.configuration()?;
         let detail = if self.plan().no_start {
-            configuration.leave_for_first_start()?;
+            if let Some(setting) = configuration.leave_for_first_start(&binaries, &owner)? {
+                self.context.output.warning(&format!(
+                    "postgresql.conf names another data directory: start it with pg_ctl -o \"-c {}='{}'\"",
+                    setting.name, setting.value
+                ));
+            }
             format!("recovery.signal and postgresql.auto.conf, to {}", self.plan().target)
         } else {
-            let originals = configuration.begin(&Binaries::in_directory(&self.plan().programs)?, &owner)?;
+            let originals = configuration.begin(&binaries, &owner)?;
             self.session.journal.originals = Some(originals);
             self.session.save()?;
             format!("to {}", self.plan().target)

@@ -13,11 +13,14 @@ use super::target::Action;
 use crate::exit::{Exit, Failure};
 use crate::mount::SessionMount;
 use crate::postgres::binaries::Binaries;
-use crate::postgres::instance::{Condition, Instance};
+use crate::postgres::instance::{Condition, Instance, StopMode};
 use crate::postgres::owner::Owner;
 
 /// The server's words, in its data directory.
 pub(super) const LOG: &str = "pghydrant.log";
+
+/// How long a server that recovers may take to stop before it is stopped at once.
+const STOP_PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// The instance that a plan describes.
 pub(super) fn instance(plan: &Plan) -> anyhow::Result<Instance> {
@@ -26,14 +29,37 @@ pub(super) fn instance(plan: &Plan) -> anyhow::Result<Instance> {
 }
 
 impl Restore<'_> {
-    /// Starts the server, or finds the one that runs, and watches it until it has done something.
+    /// Sees the server through its recovery. Where the original raised a setting after the backup, replay stops until a
+    /// hot standby has as much; it gets it for as long as it recovers, and is started again.
     pub(super) fn recover(&mut self, mount: Option<&SessionMount>) -> anyhow::Result<Recovered> {
+        loop {
+            let recovered = self.recover_once(mount)?;
+            let Outcome::TooSmall(setting) = &recovered.outcome else { return Ok(recovered) };
+            let known = self.session.journal.raised.insert(setting.name.clone(), setting.value.clone());
+            if known.as_ref() == Some(&setting.value) {
+                let message = format!("the server needs {} = {}, and does not take it", setting.name, setting.value);
+                return Err(recovery::failure(&message, &self.session.journal.id, &self.log()));
+            }
+            self.session.save()?;
+            self.context.output.note(&format!(
+                "  {} = {} for the recovery: the original raised it after the backup",
+                setting.name, setting.value
+            ));
+            instance(self.plan())?.stop(StopMode::Fast, STOP_PATIENCE)?;
+        }
+    }
+
+    /// Starts the server, or finds the one that runs, and watches it until it has done something.
+    fn recover_once(&mut self, mount: Option<&SessionMount>) -> anyhow::Result<Recovered> {
         let mut instance = instance(self.plan())?;
         let running = instance.condition()? != Condition::Down;
         let promoting = self.session.journal.at_target.is_some();
+        // Of a server that runs already, the whole log tells; one that starts now has nothing in it yet.
+        let mut log_start = 0;
         if !running && !self.has_left_recovery(&instance)? {
             let step = self.context.output.step("start");
             self.configuration()?.prepare_start()?;
+            log_start = std::fs::metadata(self.log()).map_or(0, |metadata| metadata.len());
             let started = instance.start(&[]);
             let file = started
                 .map_err(|error| recovery::failure(&format!("{error:#}"), &self.session.journal.id, &self.log()))?;
@@ -45,7 +71,7 @@ impl Restore<'_> {
             instance.promote()?;
         }
         let step = self.context.output.step("recover");
-        let watch = self.watch(&instance, stager.as_ref())?;
+        let watch = self.watch(&instance, stager.as_ref(), log_start)?;
         let began = Instant::now();
         let recovered = watch.until_it_stops();
         // What the stager says is not what the restore ends with: `wal fetch` goes to the repository by itself.
@@ -56,6 +82,10 @@ impl Restore<'_> {
         let recovered = recovered?;
         if let Outcome::Failed(reason) = &recovered.outcome {
             return Err(recovery::failure(reason, &self.session.journal.id, &self.log()));
+        }
+        if let Outcome::TooSmall(setting) = &recovered.outcome {
+            step.done(&format!("stopped at {}: {} is too small", recovered.position, setting.name));
+            return Ok(recovered);
         }
         let replayed = recovery::replay_rate(self.backup.info.wal.start, recovered.position.lsn, began.elapsed());
         let mut detail = recovered.stopped_at.clone().unwrap_or_else(|| "to the end of the WAL".to_owned());
@@ -129,7 +159,12 @@ impl Restore<'_> {
         Stager::begin(feed, plan.data(), segments, segment_bytes, &plan.owner).map(Some)
     }
 
-    fn watch<'b>(&'b self, instance: &'b Instance, stager: Option<&'b Stager>) -> anyhow::Result<Watch<'b>> {
+    fn watch<'b>(
+        &'b self,
+        instance: &'b Instance,
+        stager: Option<&'b Stager>,
+        log_start: u64,
+    ) -> anyhow::Result<Watch<'b>> {
         let configuration = self.configuration()?;
         let recorded = self.backup.info.server.settings.get("bootstrap_superuser").cloned();
         let mut users: Vec<String> = recorded.into_iter().collect();
@@ -141,6 +176,7 @@ impl Restore<'_> {
             stager,
             segment_bytes: self.backup.info.server.wal_segment_bytes,
             log: self.log(),
+            log_start,
             socket_directory: configuration.socket_directory(),
             port: configuration.recovery_port(),
             users,
@@ -159,7 +195,7 @@ impl Restore<'_> {
     /// The configuration of this restore.
     pub(super) fn configuration(&self) -> anyhow::Result<Configuration<'_>> {
         let program = std::env::current_exe()?;
-        Ok(Configuration::new(self.plan(), &self.session.journal.id, &self.backup.info, &program))
+        Ok(Configuration::new(&self.session.journal, &self.backup.info, &program))
     }
 }
 
@@ -184,6 +220,7 @@ fn state(outcome: &Outcome) -> &'static str {
         Outcome::Promoted => "promoted",
         Outcome::Paused => "paused",
         Outcome::ShutDown => "shut down",
+        Outcome::TooSmall(_) => "paused before its target",
         Outcome::Failed(_) => "down",
     }
 }

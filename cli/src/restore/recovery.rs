@@ -19,6 +19,7 @@ use engine::units::{Lsn, SessionId, Timeline};
 use engine::wal::name::WalFile;
 use serde::Serialize;
 
+use super::conf::Setting;
 use super::staging::Stager;
 
 use crate::context::Context;
@@ -51,6 +52,8 @@ pub(crate) enum Outcome {
     Paused,
     /// Stopped at the target.
     ShutDown,
+    /// Paused before its target: a hot standby needs at least this value of this setting.
+    TooSmall(Setting),
     /// Died, or stopped somewhere else.
     Failed(String),
 }
@@ -84,6 +87,8 @@ pub(crate) struct Watch<'a> {
     pub(crate) stager: Option<&'a Stager>,
     pub(crate) segment_bytes: u64,
     pub(crate) log: PathBuf,
+    /// Where in the log this run of the server begins: what an earlier one did says nothing of this one.
+    pub(crate) log_start: u64,
     pub(crate) socket_directory: PathBuf,
     pub(crate) port: u16,
     /// Users to try: whose name the bootstrap superuser has is not in the data directory's files.
@@ -97,7 +102,7 @@ pub(crate) struct Watch<'a> {
 impl Watch<'_> {
     /// Watches until the server has done something. An interrupt stops the server, for `retry`.
     pub(crate) fn until_it_stops(&self) -> anyhow::Result<Recovered> {
-        let mut words = Log::new(&self.log);
+        let mut words = Log::new(&self.log, self.log_start);
         let mut login = Login { users: self.users.clone(), client: None, next: Instant::now() };
         let mut position = Position::default();
         let mut told = Instant::now();
@@ -192,10 +197,8 @@ fn verdict(seen: &Seen<'_>) -> Option<Outcome> {
     let log = seen.log;
     match seen.condition {
         Condition::Up(status) => {
-            if let Some(parameters) = &log.too_small {
-                return Some(Outcome::Failed(format!(
-                    "the server paused before its target: it needs at least the original's settings: {parameters}"
-                )));
+            if let Some(setting) = &log.too_small {
+                return Some(Outcome::TooSmall(setting.clone()));
             }
             if log.pausing && seen.in_recovery != Some(false) && (seen.paused || seen.in_recovery.is_none()) {
                 return Some(Outcome::Paused);
@@ -296,7 +299,7 @@ struct Facts {
     pausing: bool,
     shut_down_at_target: bool,
     /// What a hot standby lacks.
-    too_small: Option<String>,
+    too_small: Option<Setting>,
     expects_too_small: bool,
     new_timeline: Option<Timeline>,
     segment: Option<String>,
@@ -328,9 +331,17 @@ impl Facts {
             self.expects_too_small = true;
         } else if let (true, Some(detail)) = (self.expects_too_small, after("DETAIL:  ")) {
             self.expects_too_small = false;
-            self.too_small = Some(detail.to_owned());
+            self.too_small = wanted_setting(detail);
         }
     }
+}
+
+/// `max_connections = 100 is a lower setting than on the primary server, where its value was 150.`
+fn wanted_setting(detail: &str) -> Option<Setting> {
+    let (name, rest) = detail.split_once(" = ")?;
+    let (_, value) = rest.split_once("where its value was ")?;
+    let value: u32 = value.trim_end_matches('.').parse().ok()?;
+    Some(Setting::new(name, value.to_string()))
 }
 
 /// The server's log, read on from where it was.
@@ -341,9 +352,9 @@ struct Log {
 }
 
 impl Log {
-    /// From the beginning: every start of the server in it begins anew.
-    fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), offset: 0, facts: Facts::default() }
+    /// From `offset` on; every start of the server in it begins anew.
+    fn new(path: &Path, offset: u64) -> Self {
+        Self { path: path.to_owned(), offset, facts: Facts::default() }
     }
 
     /// Takes in the whole lines that came since. A log that cannot be read is no reason to stop watching.
@@ -471,13 +482,13 @@ mod tests {
     }
 
     #[test]
-    fn a_hot_standby_that_lacks_connections_is_a_failure_with_their_number() {
+    fn a_hot_standby_that_lacks_connections_says_how_many_it_needs() {
         let log = facts(&[
             "WARNING:  hot standby is not possible because of insufficient parameter settings",
             "DETAIL:  max_connections = 10 is a lower setting than on the primary server, where its value was 100.",
         ]);
         let up = seen(Condition::Up(Some(Status::Ready)), State::InArchiveRecovery, &log);
-        assert!(matches!(verdict(&up), Some(Outcome::Failed(reason)) if reason.contains("its value was 100")));
+        assert_eq!(verdict(&up), Some(Outcome::TooSmall(Setting::new("max_connections", "100"))));
     }
 
     #[test]

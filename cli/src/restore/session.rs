@@ -82,6 +82,9 @@ pub(crate) struct Journal {
     pub(crate) plan: Plan,
     /// The server paused or shut down at its target and waits for `promote`: where it says that it stopped.
     pub(crate) at_target: Option<String>,
+    /// Settings that were raised for the recovery: the original raised them after the backup.
+    #[serde(default)]
+    pub(crate) raised: std::collections::BTreeMap<String, String>,
     /// The configuration as the backup has it, once it has been edited.
     pub(crate) originals: Option<Originals>,
     /// Where the session's mount is, while it should be there.
@@ -182,6 +185,7 @@ impl Store {
             phase: Phase::Copying,
             plan,
             at_target: None,
+            raised: std::collections::BTreeMap::new(),
             originals: None,
             mount: None,
             broken: None,
