@@ -103,7 +103,7 @@ fn harmless_or_refused(
         same_trees(expected, &tree(&target)?, tells_of_the_copy)
             .with_context(|| format!("{what}: 0 with wrong files"))?;
     } else {
-        ensure!(finished.code.is_some_and(|code| [1, 3, 4].contains(&code)), "{what}: exit code\n{finished}");
+        ensure!(finished.code.is_some_and(|code| [1, 3, 4, 6].contains(&code)), "{what}: exit code\n{finished}");
         ensure!(finished.stderr.contains("error: "), "{what}: no error line\n{finished}");
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let stem = name.split('.').next().unwrap_or_default();

@@ -165,7 +165,7 @@ impl Restore<'_> {
         let plan = self.plan();
         let (range, segment_bytes) = (&self.backup.info.wal, self.backup.info.server.wal_segment_bytes);
         let feed = match mount {
-            Some(mount) => Feed::Mount(mount.mountpoint().join("wal")),
+            Some(mount) => Feed::Mount(mount.mountpoint().join("wal"), self.backup.cluster.wal()),
             None => Feed::Archive(self.backup.cluster.wal()),
         };
         let first = SegmentName::holding(range.timeline, range.start, segment_bytes);

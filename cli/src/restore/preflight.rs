@@ -226,7 +226,7 @@ impl<'a> Judge<'a> {
                 }
                 What::Cluster(None) => self.refuse(format!("{role} {path} holds a PostgreSQL cluster"), cure),
                 What::Occupied(example) => {
-                    self.refuse(format!("{role} {path} is not empty: it holds {example:?}"), cure)
+                    self.refuse(format!("{role} {path} is not empty: it holds {example:?}"), cure);
                 }
                 What::NoDirectory => self.refuse(format!("{path} is not a directory"), cure),
                 What::Unknown(reason) => self.refuse(format!("{role}: {reason}"), cure),

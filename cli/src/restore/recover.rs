@@ -152,7 +152,7 @@ impl Restore<'_> {
             .unwrap_or_else(|| engine::wal::history::History::root(plan.target.timeline));
         let segments = staging::segments(&archive, &path, self.backup.info.wal.start)?;
         let feed = match mount {
-            Some(mount) => Feed::Mount(mount.mountpoint().join("wal")),
+            Some(mount) => Feed::Mount(mount.mountpoint().join("wal"), archive),
             None => Feed::Archive(archive),
         };
         let segment_bytes = self.backup.info.server.wal_segment_bytes;

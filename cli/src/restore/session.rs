@@ -149,6 +149,9 @@ impl Session {
     }
 }
 
+/// A journal and the process that drives it, or why it cannot be read.
+pub(crate) type Listed = anyhow::Result<(Journal, Option<u32>)>;
+
 /// `<state>/sessions`.
 #[derive(Clone, Debug)]
 pub(crate) struct Store {
@@ -219,7 +222,7 @@ impl Store {
 
     /// Every journal, the oldest first, with the process that drives it; a journal that cannot be read is an error of
     /// its own in the list.
-    pub(crate) fn list(&self) -> anyhow::Result<Vec<anyhow::Result<(Journal, Option<u32>)>>> {
+    pub(crate) fn list(&self) -> anyhow::Result<Vec<Listed>> {
         let entries = match std::fs::read_dir(&self.directory) {
             Ok(entries) => entries,
             Err(cause) if cause.kind() == ErrorKind::NotFound => return Ok(Vec::new()),

@@ -36,8 +36,8 @@ const POLL: Duration = Duration::from_millis(5);
 /// Where segments come from.
 #[derive(Clone, Debug)]
 pub(crate) enum Feed {
-    /// The session's mount: its `wal` directory.
-    Mount(PathBuf),
+    /// The session's mount: its `wal` directory; and the repository behind it, which tells what is damaged.
+    Mount(PathBuf, WalArchive),
     /// The repository.
     Archive(WalArchive),
 }
@@ -46,29 +46,38 @@ impl Feed {
     /// Writes a segment to `to`, verified on its way; false if there is none.
     pub(crate) fn bring(&self, name: &str, to: &Path) -> anyhow::Result<bool> {
         match self {
-            Self::Mount(directory) => {
-                let from = directory.join(name);
-                let mut source = match File::open(&from) {
-                    Ok(source) => source,
-                    Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => return Ok(false),
-                    Err(cause) => return Err(Error::io("open", &from, cause).into()),
-                };
-                let opened = File::options().write(true).create(true).truncate(true).mode(0o600).open(to);
-                let mut file = opened.map_err(|cause| Error::io("create", to, cause))?;
-                std::io::copy(&mut source, &mut file).map_err(|cause| Error::io("copy", &from, cause))?;
-                durable::sync_content(&file, to)?;
-                Ok(true)
-            }
-            Self::Archive(archive) => {
-                if !archive.contains(name)? || archive.fetch(name, to)? == Fetched::Absent {
-                    return Ok(false);
-                }
-                let file = File::open(to).map_err(|cause| Error::io("open", to, cause))?;
-                durable::sync_content(&file, to)?;
-                Ok(true)
-            }
+            Self::Mount(directory, archive) => match copy(&directory.join(name), to) {
+                // A mount says only EIO: the repository names the block, or delivers after all.
+                Err(error) if error.raw_os_error() == Some(libc::EIO) => fetch(archive, name, to),
+                copied => Ok(copied?),
+            },
+            Self::Archive(archive) => fetch(archive, name, to),
         }
     }
+}
+
+/// Copies a segment out of the mount; false if there is none.
+fn copy(from: &Path, to: &Path) -> engine::Result<bool> {
+    let mut source = match File::open(from) {
+        Ok(source) => source,
+        Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        Err(cause) => return Err(Error::io("open", from, cause)),
+    };
+    let opened = File::options().write(true).create(true).truncate(true).mode(0o600).open(to);
+    let mut file = opened.map_err(|cause| Error::io("create", to, cause))?;
+    std::io::copy(&mut source, &mut file).map_err(|cause| Error::io("copy", from, cause))?;
+    durable::sync_content(&file, to)?;
+    Ok(true)
+}
+
+/// Brings a segment from the repository; false if there is none.
+fn fetch(archive: &WalArchive, name: &str, to: &Path) -> anyhow::Result<bool> {
+    if !archive.contains(name)? || archive.fetch(name, to)? == Fetched::Absent {
+        return Ok(false);
+    }
+    let file = File::open(to).map_err(|cause| Error::io("open", to, cause))?;
+    durable::sync_content(&file, to)?;
+    Ok(true)
 }
 
 /// The segments that a recovery asks for, in order: of each number the newest timeline on the path that has it, as
