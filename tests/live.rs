@@ -70,6 +70,29 @@ fn files_that_come_and_go_leave_a_backup_that_restores() -> Result<()> {
 }
 
 #[test]
+fn a_backup_with_its_own_wal_restores_although_the_archive_goes_on_behind_a_gap() -> Result<()> {
+    requires!(Postgres);
+    let scratch = Scratch::new()?;
+    let (cluster, repository) = without_archive(&scratch)?;
+    cluster.sql("CREATE TABLE kept AS SELECT 1 AS id")?;
+    let label = find_text(&repository.backup(&cluster)?, "label").context("no label")?;
+    for _ in 0..3 {
+        cluster.sql("INSERT INTO kept VALUES (2)")?;
+        cluster.sql("SELECT pg_switch_wal()")?;
+    }
+    repository.backup(&cluster)?;
+    // Each backup brought its own WAL: that is no damage.
+    let verify = repository.pghydrant.succeed(["verify", "--repo", &repository.shown()])?;
+    ensure!(verify.stdout.contains("each backup has its own WAL"), "{verify}");
+
+    let (target, port) = (scratch.join("restored"), cluster::free_port()?.to_string());
+    let arguments = ["--backup", &label, "--target-immediate", "--port", &port, "--source", "blocks"];
+    repository.restore(&target, &arguments)?.expect_code(0)?;
+    assert_eq!(Instance::running_in(&target)?.number("SELECT count(*) FROM kept")?, 1);
+    Ok(())
+}
+
+#[test]
 fn the_wal_comes_from_the_archive_once_it_has_shown_that_it_comes_here() -> Result<()> {
     requires!(Postgres);
     let world = World::new(15)?;

@@ -184,6 +184,7 @@ impl<'a> Configuration<'a> {
         let mut settings = self.plan.target.settings();
         settings.push(Setting::new("restore_command", self.restore_command.clone()));
         settings.extend(dangerous_commands());
+        settings.extend(self.no_reading_ahead());
         let names = |settings: &[Setting]| settings.iter().map(|setting| setting.name.clone()).collect::<Vec<_>>();
         let silenced = |text: &[u8], stamp: &str, names: &[String]| {
             conf::silenced(text, stamp, &names.iter().map(String::as_str).collect::<Vec<_>>())
@@ -308,8 +309,16 @@ impl<'a> Configuration<'a> {
             settings.push(Setting::new("recovery_init_sync_method", "syncfs"));
         }
         settings.extend(self.raised.iter().map(|(name, value)| Setting::new(name, value)));
+        settings.extend(self.no_reading_ahead());
         settings.extend(self.plan.target.settings());
         Ok(settings)
+    }
+
+    /// Reading ahead, PostgreSQL asks for the segment behind its target before it is there. Where that one is missing
+    /// and later ones exist, `wal fetch` calls it a fault, and the server would die of what it does not need.
+    fn no_reading_ahead(&self) -> Option<Setting> {
+        let reads_ahead = self.backup.server.version_num >= 150_000;
+        (self.plan.gap_behind && reads_ahead).then(|| Setting::new("recovery_prefetch", "off"))
     }
 
     /// What would lead the copy into the original's directories, made explicit; and the port.

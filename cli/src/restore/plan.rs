@@ -77,6 +77,9 @@ pub(crate) struct Plan {
     pub(crate) adopt: bool,
     /// Copy only; the first start recovers.
     pub(crate) no_start: bool,
+    /// The archive has a gap somewhere behind the target, and goes on after it.
+    #[serde(default)]
+    pub(crate) gap_behind: bool,
     pub(crate) bytes: u64,
     pub(crate) files: u64,
 }

@@ -495,6 +495,7 @@ fn plan(request: &Request, facts: &Facts) -> Option<Plan> {
         mount_directory: request.mount_directory.clone(),
         adopt: request.adopt,
         no_start: request.no_start,
+        gap_behind: facts.wal.as_ref().is_ok_and(|wal| !wal.gaps.is_empty()),
         bytes: info.totals.bytes,
         files: info.totals.files,
     })
