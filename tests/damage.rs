@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::support::compare::{Entry, same_trees, tree};
+use crate::support::json::find_text;
 use crate::support::repository::Damage;
 use crate::support::*;
 
@@ -68,11 +69,11 @@ fn segments(repository: &Repository) -> Result<Vec<PathBuf>> {
 }
 
 /// Two backups and archived WAL behind them; the files that a restore must give.
-fn prepared() -> Result<(World, BTreeMap<PathBuf, Entry>)> {
+fn prepared() -> Result<(World, String, BTreeMap<PathBuf, Entry>)> {
     let world = World::new(1)?;
     world.backup()?;
     world.mark("between")?;
-    world.backup()?;
+    let label = find_text(&world.backup()?, "label").context("no label")?;
     world.mark("after")?;
     world.cluster.archive_wal()?;
     // Nothing may change the repository from here on.
@@ -80,7 +81,7 @@ fn prepared() -> Result<(World, BTreeMap<PathBuf, Entry>)> {
     world.restore_to(&world.target(), &["--no-start", "--source", "blocks"])?.expect_code(0)?;
     let expected = tree(&world.target())?;
     fs::remove_dir_all(world.target())?;
-    Ok((world, expected))
+    Ok((world, label, expected))
 }
 
 /// Files that say when and by which session a copy was made.
@@ -90,13 +91,15 @@ fn tells_of_the_copy(path: &Path) -> bool {
 
 fn harmless_or_refused(
     world: &World,
+    label: &str,
     source: &str,
     what: &str,
     expected: &BTreeMap<PathBuf, Entry>,
     path: &Path,
 ) -> Result<()> {
     let target = world.target();
-    let finished = world.restore_to(&target, &["--no-start", "--source", source])?;
+    // By its label: without its description the newest backup is none, and the one before it would be right.
+    let finished = world.restore_to(&target, &["--no-start", "--source", source, "--backup", label])?;
     ensure!(!finished.stderr.contains("panicked"), "{what}: a panic\n{finished}");
     ensure!(finished.signal.is_none(), "{what}: killed\n{finished}");
     if finished.code == Some(0) {
@@ -119,7 +122,7 @@ fn harmless_or_refused(
 #[test]
 fn no_damage_of_any_file_is_ever_restored() -> Result<()> {
     requires!(Postgres, Fuse);
-    let (world, expected) = prepared()?;
+    let (world, label, expected) = prepared()?;
     let before = tree(world.repository.path())?;
     for (kind, path) in victims(&world.repository)? {
         for damage in Damage::ALL {
@@ -127,7 +130,7 @@ fn no_damage_of_any_file_is_ever_restored() -> Result<()> {
             let mend = damage.inflict(&path)?;
             // As a restore meets it, and as verify does.
             let source = if damage == Damage::BitFlipped { "mount" } else { "blocks" };
-            harmless_or_refused(&world, source, &what, &expected, &path)?;
+            harmless_or_refused(&world, &label, source, &what, &expected, &path)?;
             let verify = world.pghydrant.run(["verify", "--repo", &world.repository.shown()])?;
             ensure!(!verify.stderr.contains("panicked"), "{what}: a panic\n{verify}");
             if ["a pack", "a manifest", "a WAL segment"].contains(&kind) {
@@ -144,7 +147,7 @@ fn no_damage_of_any_file_is_ever_restored() -> Result<()> {
 #[test]
 fn a_flipped_bit_anywhere_in_a_description_never_restores_wrong_files() -> Result<()> {
     requires!(Postgres);
-    let (world, expected) = prepared()?;
+    let (world, label, expected) = prepared()?;
     for (kind, path) in victims(&world.repository)? {
         if !kind.ends_with("description") {
             continue;
@@ -153,7 +156,7 @@ fn a_flipped_bit_anywhere_in_a_description_never_restores_wrong_files() -> Resul
         // A dozen places, spread over the file.
         for byte in (0..bytes).step_by(usize::try_from(bytes / 12 + 1)?) {
             let _mend = Damage::BitFlipped.inflict_at(&path, byte)?;
-            harmless_or_refused(&world, "blocks", &format!("{kind}, bit at byte {byte}"), &expected, &path)?;
+            harmless_or_refused(&world, &label, "blocks", &format!("{kind}, bit at byte {byte}"), &expected, &path)?;
         }
     }
     Ok(())
@@ -162,7 +165,7 @@ fn a_flipped_bit_anywhere_in_a_description_never_restores_wrong_files() -> Resul
 #[test]
 fn a_corrupt_block_is_an_io_error_of_the_mount_and_a_line_that_names_it() -> Result<()> {
     requires!(Postgres, Fuse);
-    let (world, _) = prepared()?;
+    let (world, ..) = prepared()?;
     let pack = victims(&world.repository)?.remove("a pack").context("no pack")?;
     let _mend = Damage::BitFlipped.inflict(&pack)?;
     let mountpoint = world.scratch.directory("mounted")?;
