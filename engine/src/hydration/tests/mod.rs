@@ -154,7 +154,7 @@ impl Sample {
         let mut sample = Self::new(compression, tree.clone());
         for content in sample.tree.values_mut() {
             let Entry::File(content) = content else { continue };
-            content.chunks_mut(PAGE_BYTES).skip(2).step_by(5).for_each(|page| page[9] ^= 0x55);
+            content.chunks_mut(PAGE_BYTES).skip(2).step_by(5).for_each(|page| page[0] ^= 0x55);
         }
         sample.backup = back_up(&sample.backup.cluster, &sample.tree, Parent::Latest);
         sample
