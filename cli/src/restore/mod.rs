@@ -50,9 +50,9 @@ use engine::units::BackupLabel;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use crate::arguments::{ClusterOption, JsonOption, RepositoryOption};
 use crate::context::Context;
 use crate::exit::{Exit, Failure};
+use crate::options::{ClusterOption, JsonOption, RepositoryOption};
 use plan::{Plan, Source};
 use preflight::Request;
 use session::{Phase, Session, Store};

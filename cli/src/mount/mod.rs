@@ -27,10 +27,10 @@ use engine::repository::Cluster;
 use engine::units::BackupLabel;
 use fusefs::mounting;
 
-use crate::arguments::{ClusterOption, RepositoryOption};
 use crate::context::Context;
 use crate::exit::{Exit, Failure};
 use crate::human;
+use crate::options::{ClusterOption, RepositoryOption};
 
 pub(crate) use place::default_directory;
 pub(crate) use session::{MountRequest, SessionMount};
