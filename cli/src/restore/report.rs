@@ -88,7 +88,7 @@ pub(super) fn finished(session: &Session, info: &BackupInfo, port: Option<u16>, 
     let port_text = port.map(|port| format!(" on port {port}")).unwrap_or_default();
     let mut text = format!(
         "{}\nrestored {} of {} to {}: running{port_text}, recovered to {}",
-        table(&session.journal),
+        steps(&session.journal, context),
         plan.backup,
         plan.cluster,
         plan.data().display(),
@@ -105,7 +105,7 @@ pub(super) fn not_started(session: &Session, info: &BackupInfo, context: &Contex
     let plan = &session.journal.plan;
     let text = format!(
         "{}\nrestored {} of {} to {}: not started; `pg_ctl -D {} start` recovers to {}",
-        table(&session.journal),
+        steps(&session.journal, context),
         plan.backup,
         plan.cluster,
         plan.data().display(),
@@ -122,7 +122,7 @@ pub(super) fn waiting(session: &Session, socket: &Path, port: u16, context: &Con
     let state = if paused { "paused" } else { "shut down" };
     let mut text = format!(
         "{}\nrestored {} to {}: {state} at its target\n`pghydrant promote {id}` ends recovery, `pghydrant cancel {id}` removes the copy",
-        table(journal),
+        steps(journal, context),
         journal.plan.backup,
         journal.plan.data().display()
     );
@@ -151,14 +151,14 @@ fn object(session: &Session, info: &BackupInfo, state: &str, port: Option<u16>) 
     })
 }
 
-/// The steps with their times.
-fn table(journal: &Journal) -> String {
+/// The steps with their times; only their sum for who has just seen them.
+fn steps(journal: &Journal, context: &Context) -> String {
     let seconds = |seconds: f64| human::duration(Duration::try_from_secs_f64(seconds).unwrap_or_default());
     let line = |name: &str, time: f64, detail: &str| {
         format!("{name:<10} {:>10}  {detail}", seconds(time)).trim_end().to_owned()
     };
-    let mut lines: Vec<String> =
-        journal.steps.iter().map(|step| line(&step.step, step.seconds, &step.detail)).collect();
+    let shown = if context.output.is_followed() { &[][..] } else { &journal.steps };
+    let mut lines: Vec<String> = shown.iter().map(|step| line(&step.step, step.seconds, &step.detail)).collect();
     lines.push(line("all", journal.steps.iter().map(|step| step.seconds).sum(), ""));
     lines.join("\n")
 }
