@@ -48,6 +48,8 @@ if [ "$purpose" = test ]; then
     need mkfs.xfs xfsprogs
     need mkfs.btrfs btrfs-progs
     need ps procps
+    # scripts/postgresql-builds.sh fetches other major versions with it.
+    need npm npm
 fi
 if [ "$purpose" = bench ]; then
     need jq jq

@@ -21,3 +21,4 @@ mod live;
 mod mount;
 mod refusals;
 mod targets;
+mod versions;
