@@ -3,6 +3,7 @@
 use std::fs;
 
 use crate::support::compare::tree;
+use crate::support::repository::resealed;
 use crate::support::*;
 
 /// A message: what went wrong in one line that starts with `error:`, and no panic.
@@ -42,15 +43,15 @@ fn an_unknown_version_is_refused_by_its_number() -> Result<()> {
     let repository = Repository::init(&scratch, &pghydrant)?;
     let description = repository.path().join("pghydrant.json");
     let text = fs::read_to_string(&description)?;
-    let mut value: serde_json::Value = serde_json::from_str(&text)?;
-    value["format"] = 99.into();
-    value["minimum_reader"] = 99.into();
-    fs::write(&description, value.to_string())?;
+    let newer = text.replace("\"format\": 1", "\"format\": 99");
+    fs::write(&description, newer.replace("\"minimum_reader\": 1", "\"minimum_reader\": 99"))?;
     refused(pghydrant.run(["list", "--repo", &repository.shown()])?, 1, &["99", "pghydrant.json"])?;
     // A newer writer that older readers may read is no reason to refuse.
-    value["minimum_reader"] = 1.into();
-    fs::write(&description, value.to_string())?;
+    fs::write(&description, resealed(&newer)?)?;
     pghydrant.succeed(["list", "--repo", &repository.shown()])?;
+    // What somebody edited and did not seal is not believed.
+    fs::write(&description, &newer)?;
+    refused(pghydrant.run(["list", "--repo", &repository.shown()])?, 4, &["BLAKE3", "pghydrant.json"])?;
     Ok(())
 }
 

@@ -4,7 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_possible_truncation, clippy::print_stderr)]
 
 use engine::checksum::{Hash, verify};
-use engine::codec::{Codec, decode, decode_within};
+use engine::codec::{Codec, Compression, decode, decode_within};
+use engine::format::backup::{BackupInfo, ManifestInfo, ServerInfo, Snapshot, Tablespace, Totals, WalRange};
 use engine::format::block::{BlockRecord, Content, Extent};
 use engine::format::file::{FileKind, FileRecord};
 use engine::format::manifest::{
@@ -12,12 +13,16 @@ use engine::format::manifest::{
     leaf_to_bytes,
 };
 use engine::format::pack::PackHeader;
-use engine::format::repository::{RepositoryId, RepositoryInfo};
+use engine::format::repository::{ClusterInfo, RepositoryId, RepositoryInfo};
 use engine::format::wal::WalHeader;
-use engine::format::{manifest::cut::cut_groups, patch};
-use engine::units::{BlockNumber, BlockSize, PackId, SystemIdentifier};
+use engine::format::{FORMAT, MINIMUM_READER, manifest::cut::cut_groups, patch};
+use engine::units::{BlockNumber, BlockSize, Lsn, PackId, SystemIdentifier, Timeline};
 
 const DOCUMENT: &str = include_str!("../FORMAT.md");
+const REPOSITORY: &str = "pghydrant.json";
+const CLUSTER: &str = "cluster.json";
+const BACKUP: &str = "20261122T081500Z-F.json";
+const SYSTEM_IDENTIFIER: SystemIdentifier = SystemIdentifier(7_300_000_000_000_000_001);
 const PACK: &str = "00000001.pack";
 const MANIFEST: &str = "20261122T081500Z-F.manifest";
 const WAL: &str = "00000002.history";
@@ -66,8 +71,72 @@ fn hexdump(bytes: &[u8]) -> String {
     out + &format!("{:08x}\n", bytes.len())
 }
 
+/// A readable file of the document.
+fn json_of(title: &str) -> Vec<u8> {
+    format!("{}\n", code_block(&format!("json {title}"))).into_bytes()
+}
+
 fn repository() -> RepositoryId {
-    RepositoryInfo::from_json(code_block("json pghydrant.json").as_bytes()).unwrap().id
+    RepositoryId::try_from("00112233445566778899aabbccddeeff".to_owned()).unwrap()
+}
+
+/// The example's readable files, as the code writes them.
+fn json_files(pack: &[u8], manifest: &[u8]) -> [(&'static str, Vec<u8>); 3] {
+    let created = || "2026-11-22T08:00:00Z".to_owned();
+    let root = &manifest[manifest.len() - 152..];
+    let info = BackupInfo {
+        format: FORMAT,
+        minimum_reader: MINIMUM_READER,
+        label: BACKUP.strip_suffix(".json").unwrap().parse().unwrap(),
+        cluster: "main".parse().unwrap(),
+        parent: None,
+        started_at: "2026-11-22T08:15:00Z".to_owned(),
+        stopped_at: "2026-11-22T08:15:02.5Z".to_owned(),
+        stopped_unix: 1_795_335_302,
+        server: ServerInfo {
+            system_identifier: SYSTEM_IDENTIFIER,
+            version_num: 150_018,
+            data_checksums: true,
+            wal_segment_bytes: 16 << 20,
+            data_directory: "/var/lib/postgresql/15/main".to_owned(),
+            outside_files: vec!["/etc/postgresql/15/main/postgresql.conf".to_owned()],
+            owner: "postgres".to_owned(),
+            settings: [("port".to_owned(), "5432".to_owned())].into(),
+        },
+        wal: WalRange { timeline: Timeline(2), start: Lsn(0x0300_0028), stop: Lsn(0x0300_0100) },
+        snapshot: Snapshot { xmin: 745, xmax: 747, in_progress: vec![746] },
+        tablespaces: vec![Tablespace {
+            oid: 16400,
+            name: "fast".to_owned(),
+            location: "/srv/fast".to_owned(),
+            bytes: 0,
+        }],
+        bad_pages: Vec::new(),
+        compression: Compression::Lz4,
+        block_bytes: BlockSize::DEFAULT,
+        manifest: ManifestInfo {
+            root_hash: Hash::of(root).to_string(),
+            root_offset: (manifest.len() - root.len()) as u64,
+            root_bytes: root.len() as u32,
+        },
+        totals: Totals {
+            files: 3,
+            directories: 4,
+            bytes: files().iter().map(|file| file.bytes).sum(),
+            blocks: 3,
+            added_pack_bytes: pack.len() as u64,
+            added_manifest_bytes: manifest.len() as u64,
+            shared_bytes: 0,
+            milliseconds: 2500,
+        },
+    };
+    let cluster = ClusterInfo::new("main".parse().unwrap(), SYSTEM_IDENTIFIER, 16 << 20, created());
+    let repository = RepositoryInfo::new(repository(), Compression::Lz4, BlockSize::DEFAULT, created());
+    [
+        (REPOSITORY, repository.to_json().unwrap()),
+        (CLUSTER, cluster.to_json().unwrap()),
+        (BACKUP, info.to_json().unwrap()),
+    ]
 }
 
 fn table() -> Vec<u8> {
@@ -158,7 +227,7 @@ fn pack_bytes() -> Vec<u8> {
     let patch = patch::make(&base, &table()).unwrap();
     for run in [base.as_slice(), &patch] {
         let mut encoded = Vec::new();
-        engine::codec::Compression::Lz4.compress(run, &mut encoded);
+        Compression::Lz4.compress(run, &mut encoded);
         bytes.extend_from_slice(&encoded);
     }
     bytes
@@ -169,7 +238,7 @@ fn wal_bytes() -> Vec<u8> {
     let at = Extent { pack: PackId(0), offset: 4096, stored: HISTORY.len() as u32 };
     let header = WalHeader {
         repository: repository(),
-        system_identifier: SystemIdentifier(7_300_000_000_000_000_001),
+        system_identifier: SYSTEM_IDENTIFIER,
         name: WAL.to_owned(),
         bytes: HISTORY.len() as u64,
         block_size: BlockSize::DEFAULT,
@@ -190,12 +259,31 @@ fn the_document_has_what_the_code_writes() {
     ] {
         assert!(documented == written, "FORMAT.md differs; the code writes {title} as\n{}", hexdump(&written));
     }
+    for (title, written) in json_files(&pack, &bytes_of(MANIFEST)) {
+        let written = String::from_utf8(written).unwrap();
+        assert!(json_of(title) == written.as_bytes(), "FORMAT.md differs; the code writes {title} as\n{written}");
+    }
+}
+
+/// As FORMAT.md says it: `head -n -2 FILE | b3sum`.
+#[test]
+fn the_documented_checksums_are_those_of_all_lines_but_two() {
+    for title in [REPOSITORY, CLUSTER, BACKUP] {
+        let text = String::from_utf8(json_of(title)).unwrap();
+        let lines: Vec<_> = text.split_inclusive('\n').collect();
+        let (before, after) = lines.split_at(lines.len() - 2);
+        let checksum = blake3::hash(before.concat().as_bytes()).to_hex();
+        assert_eq!(after.concat(), format!("  \"checksum\": \"{checksum}\"\n}}\n"), "{title}");
+    }
 }
 
 #[test]
 #[ignore = "prints the example anew, for whoever changes the format"]
 fn print_the_example() {
     let pack = pack_bytes();
+    for (title, json) in json_files(&pack, &manifest_bytes(&pack)) {
+        eprintln!("```json {title}\n{}```\n", String::from_utf8(json).unwrap());
+    }
     for (title, bytes) in [(PACK, pack.clone()), (MANIFEST, manifest_bytes(&pack)), (WAL, wal_bytes())] {
         eprintln!("```hex {title}\n{}```\n", hexdump(&bytes));
     }
@@ -204,6 +292,7 @@ fn print_the_example() {
 #[test]
 fn the_documented_bytes_lead_from_the_root_to_every_file() {
     let (manifest, pack) = (bytes_of(MANIFEST), bytes_of(PACK));
+    assert_eq!(RepositoryInfo::from_json(&json_of(REPOSITORY)).unwrap().id, repository());
     assert_eq!(PackHeader::from_bytes(&pack).unwrap().repository, repository());
     assert_eq!(ManifestHeader::from_bytes(&manifest).unwrap().repository, repository());
     let chunk = |at: &ChunkRef| {
@@ -212,13 +301,12 @@ fn the_documented_bytes_lead_from_the_root_to_every_file() {
     };
 
     // Step 1 of the document: the backup's JSON names the root.
-    let info: serde_json::Value = serde_json::from_str(code_block("json backup")).unwrap();
-    let number = |name: &str| info["manifest"][name].as_u64().unwrap();
+    let leads_on = BackupInfo::from_json(&json_of(BACKUP)).unwrap().manifest;
     let root_at = ChunkRef {
-        hash: Hash::from_hex(info["manifest"]["root_hash"].as_str().unwrap()).unwrap(),
+        hash: Hash::from_hex(&leads_on.root_hash).unwrap(),
         manifest: 0,
-        bytes: number("root_bytes") as u32,
-        offset: number("root_offset"),
+        bytes: leads_on.root_bytes,
+        offset: leads_on.root_offset,
     };
     let root = Root::from_bytes(chunk(&root_at)).unwrap();
     assert_eq!(root_at.offset + u64::from(root_at.bytes), manifest.len() as u64);

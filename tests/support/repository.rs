@@ -77,6 +77,13 @@ impl Repository {
     }
 }
 
+/// A readable file of a repository that was edited, with the checksum that it then has: as a forger would write it.
+pub fn resealed(json: &str) -> Result<String> {
+    let line = json.rfind("  \"checksum\": ").context("no checksum in it")?;
+    let checksum = engine::checksum::Hash::of(json[..line].as_bytes());
+    Ok(format!("{}  \"checksum\": \"{checksum}\"\n}}\n", &json[..line]))
+}
+
 /// Harm that a disk, or a hand, does to a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Damage {

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::codec::Compression;
 use crate::format::Malformed;
-use crate::format::repository::{read_json, write_json};
+use crate::format::json::{read_json, write_json};
 use crate::units::{BackupLabel, BlockSize, ClusterName, Lsn, SystemIdentifier, Timeline};
 
 /// A backup's description. Fields are only ever added; unknown ones are kept readable by serde's default.

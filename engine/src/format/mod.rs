@@ -12,6 +12,7 @@ pub mod block;
 mod fields;
 pub mod file;
 pub mod header;
+mod json;
 pub mod manifest;
 pub mod pack;
 pub mod patch;

@@ -2,11 +2,10 @@
 
 use std::fmt;
 
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::codec::Compression;
-use crate::format::header::check_versions;
+use crate::format::json::{read_json, write_json};
 use crate::format::{FORMAT, MINIMUM_READER, Malformed};
 use crate::units::{BlockSize, ClusterName, SystemIdentifier};
 
@@ -138,43 +137,12 @@ pub const WAL_SEGMENT_BYTES_MIN: u64 = 1 << 20;
 /// See [`WAL_SEGMENT_BYTES_MIN`].
 pub const WAL_SEGMENT_BYTES_MAX: u64 = 1 << 30;
 
-/// What every one of the readable files begins with, whatever its version.
-#[derive(Deserialize)]
-struct Versions {
-    format: u16,
-    minimum_reader: u16,
-}
-
-/// Readable JSON with a line feed at its end.
-pub(super) fn write_json(value: &impl Serialize) -> Result<Vec<u8>, Malformed> {
-    let refuse = |error: serde_json::Error| Malformed::damaged(0, format!("cannot be written as JSON: {error}"));
-    let mut bytes = serde_json::to_vec_pretty(value).map_err(refuse)?;
-    bytes.push(b'\n');
-    Ok(bytes)
-}
-
-/// Versions first: only what this version may read is looked at further. Unknown fields are passed over, since
-/// later writers of the same format add some.
-pub(super) fn read_json<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T, Malformed> {
-    let refuse = |error: serde_json::Error| {
-        Malformed::damaged(offset_of(bytes, error.line(), error.column()), format!("not a {what}'s JSON: {error}"))
-    };
-    let versions: Versions = serde_json::from_slice(bytes).map_err(refuse)?;
-    check_versions(versions.format, versions.minimum_reader, what)?;
-    serde_json::from_slice(bytes).map_err(refuse)
-}
-
-/// The byte at which serde_json stopped, from the line and column that it tells.
-fn offset_of(bytes: &[u8], line: usize, column: usize) -> usize {
-    let before: usize =
-        bytes.split_inclusive(|byte| *byte == b'\n').take(line.saturating_sub(1)).map(<[u8]>::len).sum();
-    before.saturating_add(column.saturating_sub(1)).min(bytes.len())
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::format::json::sealed;
+    use crate::format::json::tests::resealed;
 
     fn info() -> RepositoryInfo {
         let id = RepositoryId::try_from("00112233445566778899aabbccddeeff".to_owned()).unwrap();
@@ -187,19 +155,16 @@ mod tests {
         let expected = concat!(
             "{\n  \"format\": 1,\n  \"minimum_reader\": 1,\n  \"id\": \"00112233445566778899aabbccddeeff\",\n",
             "  \"compression\": \"lz4\",\n  \"block_bytes\": 131072,\n",
-            "  \"created_at\": \"2026-11-22T08:15:00Z\",\n  \"encryption\": null\n}\n"
+            "  \"created_at\": \"2026-11-22T08:15:00Z\",\n  \"encryption\": null,\n",
         );
-        assert_eq!(text, expected);
+        assert_eq!(text.as_bytes(), sealed(expected));
         assert_eq!(RepositoryInfo::from_json(text.as_bytes()), Ok(info()));
     }
 
     #[test]
     fn what_this_version_cannot_read_is_refused() {
-        let text = String::from_utf8(info().to_json().unwrap()).unwrap();
-        let refusal = |from: &str, to: &str| {
-            assert!(text.contains(from));
-            RepositoryInfo::from_json(text.replace(from, to).as_bytes()).unwrap_err()
-        };
+        let json = info().to_json().unwrap();
+        let refusal = |from: &str, to: &str| RepositoryInfo::from_json(&resealed(&json, from, to)).unwrap_err();
         // A newer format may look any way at all behind its versions.
         let newer = RepositoryInfo::from_json(br#"{"format": 3, "minimum_reader": 2, "id": 7}"#).unwrap_err();
         let words = "the repository needs a reader of format 2; this version reads up to 1";
@@ -210,10 +175,10 @@ mod tests {
         assert!(matches!(refusal("lz4", "lz5"), Malformed::Damaged { .. }));
         let Malformed::Damaged { offset, detail } = refusal("\"lz4\"", "lz4") else { panic!("not damage") };
         assert!(detail.starts_with("not a repository's JSON: "), "{detail}");
-        assert_eq!(&text[offset..offset + 3], "\"lz");
+        assert_eq!(&resealed(&json, "\"lz4\"", "lz4")[offset - 1..offset + 2], b" lz");
         assert!(RepositoryInfo::from_json(b"").is_err());
         // A field of a later writer of this format is passed over.
-        assert_eq!(RepositoryInfo::from_json(text.replace("{", "{\"new\": [1],").as_bytes()), Ok(info()));
+        assert_eq!(RepositoryInfo::from_json(&resealed(&json, "{\n", "{\n  \"new\": [1],\n")), Ok(info()));
     }
 
     #[test]
