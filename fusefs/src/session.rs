@@ -16,10 +16,11 @@ use crate::table;
 
 /// What the kernel may read ahead on this mount by itself, where we may say so: one request.
 const KERNEL_READ_AHEAD_BYTES: u32 = 1 << 20;
-/// Threads that answer the kernel: they also wait for the repository's disk, so there are more of them than cores.
-const THREADS_PER_CORE: usize = 2;
-const THREADS_MIN: usize = 4;
-const THREADS_MAX: usize = 32;
+/// Threads that answer the kernel. Each waits for the repository's disk by itself, so they are as many as requests keep
+/// a disk busy; and each has memory for a request and for a reply.
+const THREADS_PER_CORE: usize = 4;
+const THREADS_MIN: usize = 8;
+const THREADS_MAX: usize = 16;
 
 /// A mount that is being served. Dropped, it is unmounted.
 #[derive(Debug)]
