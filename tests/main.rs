@@ -11,6 +11,7 @@ mod support;
 
 mod archive;
 mod backups;
+mod configuration;
 mod contents;
 mod crashes;
 mod damage;

@@ -132,6 +132,9 @@ impl Restore<'_> {
             format!("recovery.signal and postgresql.auto.conf, to {}", self.plan().target)
         } else {
             let originals = configuration.begin(&binaries, &owner)?;
+            if originals.kept.iter().any(|(name, value)| name == "ssl" && value == "off") {
+                self.context.output.warning("TLS is off: its certificate, key or lists are not on this machine");
+            }
             self.session.journal.originals = Some(originals);
             self.session.save()?;
             format!("to {}", self.plan().target)

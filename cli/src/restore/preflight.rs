@@ -442,6 +442,14 @@ impl<'a> Judge<'a> {
             );
         }
         let facts = self.facts;
+        for (directive, path) in &facts.missing_includes {
+            self.refuse(
+                format!(
+                    "the backup's postgresql.conf has {directive} '{path}', which is neither in the backup nor here"
+                ),
+                "PostgreSQL does not start without it: bring it here, it may be empty",
+            );
+        }
         let outside = self.backup().map(|info| info.server.outside_files.clone()).unwrap_or_default();
         if facts.choice.is_ok() && facts.contents.conf.is_none() {
             let where_ = if outside.is_empty() { "elsewhere".to_owned() } else { outside.join(", ") };
@@ -576,6 +584,7 @@ mod tests {
             places: vec![found("/srv/new"), found("/fast/new")],
             port: PortFacts { number: 5432, ..PortFacts::default() },
             fuse: Ok(()),
+            missing_includes: Vec::new(),
             owner_reads: Ok(()),
         }
     }

@@ -48,6 +48,8 @@ pub(crate) struct Facts {
     pub(crate) places: Vec<(PathBuf, Found)>,
     pub(crate) port: PortFacts,
     pub(crate) fuse: Result<(), crate::mount::Reason>,
+    /// What the backup's configuration includes, and is neither in the backup nor here.
+    pub(crate) missing_includes: Vec<(String, String)>,
     /// Whether the owner, who runs `wal fetch`, can use our program and read the repository.
     pub(crate) owner_reads: Result<(), String>,
 }
@@ -140,6 +142,9 @@ pub(crate) struct PortFacts {
     pub(crate) suggestion: Option<u16>,
 }
 
+/// Included files that are followed: more are a circle, which PostgreSQL refuses by itself.
+const INCLUDES_MAX: usize = 100;
+
 /// Looks at everything.
 pub(crate) fn look(request: &Request, cluster: &Cluster) -> anyhow::Result<Facts> {
     let backups = cluster.backups()?;
@@ -168,7 +173,13 @@ pub(crate) fn look(request: &Request, cluster: &Cluster) -> anyhow::Result<Facts
         std::iter::once(request.data.clone()).chain(tablespaces.into_iter().map(|(_, directory)| directory));
     let places = directories.map(|path| (path.clone(), look_at_place(&path, owner.as_ref().ok()))).collect();
     let port = look_at_port(request, choice.as_ref().ok().map(|(info, _)| info), &contents);
+    let stored = |path: &str| match &backup {
+        Some(backup) => included(backup, path),
+        None => Ok(None),
+    };
+    let missing_includes = missing_includes(contents.conf.as_deref().unwrap_or_default(), &stored)?;
     Ok(Facts {
+        missing_includes,
         now: Timestamp::now(),
         we_are_root: rustix::process::geteuid().is_root(),
         our_name: Owner::current().map_or_else(|_| "this user".to_owned(), |owner| owner.name),
@@ -334,6 +345,15 @@ pub(super) fn small_file(backup: &Backup, path: &str) -> anyhow::Result<Option<V
     let read = backup.blocks().read_range(&file, 0, &mut bytes, &mut Scratch::default())?;
     bytes.truncate(read);
     Ok(Some(bytes))
+}
+
+/// A file that a configuration includes; of a directory an empty text.
+fn included(backup: &Backup, path: &str) -> anyhow::Result<Option<Vec<u8>>> {
+    if engine::format::manifest::path::check(path).is_err() {
+        return Ok(None);
+    }
+    let directory = backup.manifest.file(path)?.is_some_and(|file| file.kind == FileKind::Directory);
+    if directory { Ok(Some(Vec::new())) } else { small_file(backup, path) }
 }
 
 fn wal_facts(
@@ -518,6 +538,37 @@ fn port_in_use(number: u16, addresses: &str, sockets: &str) -> Option<String> {
     })
 }
 
+/// What `postgresql.conf` demands, the files that it includes as well: PostgreSQL does not start without. `stored` is
+/// what the backup has: of a directory an empty text. `include_if_exists` may be missing.
+fn missing_includes(
+    conf: &[u8],
+    stored: &dyn Fn(&str) -> anyhow::Result<Option<Vec<u8>>>,
+) -> anyhow::Result<Vec<(String, String)>> {
+    let mut missing = Vec::new();
+    let mut waiting = vec![(PathBuf::new(), conf.to_vec())];
+    for _ in 0..INCLUDES_MAX {
+        let Some((directory, text)) = waiting.pop() else { break };
+        for entry in conf::entries(&text) {
+            let demanded = ["include", "include_dir"].contains(&entry.name.as_str());
+            let path = directory.join(&entry.value);
+            let here = match path.to_str().filter(|_| path.is_relative()) {
+                Some(relative) => match stored(relative.trim_end_matches('/'))? {
+                    Some(text) => {
+                        waiting.push((path.parent().unwrap_or(Path::new("")).to_owned(), text));
+                        true
+                    }
+                    None => false,
+                },
+                None => path.exists(),
+            };
+            if demanded && !here {
+                missing.push((entry.name, entry.value));
+            }
+        }
+    }
+    Ok(missing)
+}
+
 fn owner_reads(owner: &Owner, request: &Request) -> Result<(), String> {
     let test = |flag: &str, path: &Path| {
         let ran = owner.command("test").and_then(|mut command| Ok(command.arg(flag).arg(path).status()?));
@@ -545,4 +596,26 @@ fn owner_reads(owner: &Owner, request: &Request) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn an_include_that_only_the_original_has_is_told() {
+        let conf = b"include '/no/such/file'\ninclude_dir='conf.d'\ninclude_if_exists '/no/such/other'\n\
+                     include_dir '/'\ninclude = 'more/a.conf'\ninclude gone.conf\n";
+        let stored = |path: &str| {
+            Ok(match path {
+                "conf.d" => Some(Vec::new()),
+                "more/a.conf" => Some(b"include b.conf\ninclude_if_exists c.conf\n".to_vec()),
+                _ => None,
+            })
+        };
+        let missing = missing_includes(conf, &stored).unwrap();
+        let missing: Vec<_> = missing.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        assert_eq!(missing, [("include", "/no/such/file"), ("include", "gone.conf"), ("include", "b.conf")]);
+    }
 }
