@@ -25,7 +25,7 @@
 //! - A copy that is not adopted archives nowhere, subscribes to nothing, and writes into no directory of the original's.
 
 mod choose;
-mod conf;
+pub(crate) mod conf;
 mod configure;
 mod copy;
 mod files;
