@@ -17,10 +17,10 @@ impl Judge<'_> {
     pub(super) fn places(&mut self) {
         let facts = self.facts;
         for (index, (asked, found)) in facts.places.iter().enumerate() {
-            let (role, cure) = if index == 0 {
-                ("data directory", "name another with --to, or empty it")
-            } else {
-                ("tablespace directory", "name another with --tablespace NAME=DIR")
+            let tablespace = index.checked_sub(1).and_then(|index| Some(&self.backup()?.tablespaces.get(index)?.name));
+            let (role, cure) = match tablespace {
+                None => ("data directory", "name another with --to, or empty it".to_owned()),
+                Some(name) => ("tablespace directory", format!("name another with --tablespace {name}=DIR")),
             };
             let path = asked.display();
             match &found.what {
@@ -46,13 +46,10 @@ impl Judge<'_> {
     fn access(&mut self, role: &str, found: &Found) {
         let (facts, nearest) = (self.facts, found.nearest.display());
         let Ok(owner) = &facts.owner else { return };
-        if let Err(cause) = &found.writable {
+        if let Err(refusal) = &found.writable {
             let hint =
                 if facts.we_are_root { "mount it for writing" } else { "run it as root, or give yourself access" };
-            self.refuse(
-                format!("{role} {}: {} cannot write in {nearest}: {cause}", found.path.display(), facts.our_name),
-                hint,
-            );
+            self.refuse(format!("{role} {}: {} {refusal}", found.path.display(), facts.our_name), hint);
         } else if !found.reachable {
             self.refuse(
                 format!("{role} {}: {} cannot get through the directories above it", found.path.display(), owner.name),

@@ -21,7 +21,7 @@ pub(crate) struct Found {
     pub(crate) missing_parents: Vec<PathBuf>,
     /// The nearest directory that exists: the place itself, or above it.
     pub(crate) nearest: PathBuf,
-    /// Whether we may write in `nearest`.
+    /// Whether we may write in `nearest`; if not: "cannot write in", where, and why.
     pub(crate) writable: Result<(), String>,
     /// Whether the owner can get there.
     pub(crate) reachable: bool,
@@ -79,7 +79,7 @@ pub(super) fn look_at_place(path: &Path, owner: Option<&Owner>) -> Found {
     Found {
         what,
         missing_parents: missing.into_iter().rev().collect(),
-        writable: writable.map_err(|cause| std::io::Error::from(cause).to_string()),
+        writable: writable.map_err(|cause| engine::Error::io("write in", &real_nearest, cause).to_string()),
         reachable: test("-x", above),
         owner_uid: std::fs::metadata(&real_nearest).map_or(0, |metadata| metadata.uid()),
         file_system: file_system(&real_nearest),
