@@ -20,5 +20,6 @@ mod documents;
 mod harness;
 mod live;
 mod mount;
+mod reboots;
 mod refusals;
 mod targets;
