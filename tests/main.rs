@@ -11,6 +11,7 @@ mod support;
 
 mod archive;
 mod backups;
+mod configuration;
 mod contents;
 mod crashes;
 mod damage;
@@ -19,6 +20,7 @@ mod documents;
 mod harness;
 mod live;
 mod mount;
+mod reboots;
 mod refusals;
 mod targets;
 mod versions;

@@ -29,7 +29,7 @@ fn a_wrong_repository_is_named() -> Result<()> {
         let restore = ["restore", "--repo", path, "--cluster", "main", "--to", &to, "--no-start"];
         let finished = pghydrant.run(restore)?;
         ensure!(matches!(finished.code, Some(1 | 3)), "{finished}");
-        ensure!(finished.stderr.contains(path.as_str()), "{finished}");
+        ensure!(finished.stderr.contains(path.as_str()) && finished.stderr.contains("hint: "), "{finished}");
         ensure!(!scratch.join("restored").exists(), "{finished}");
     }
     refused(pghydrant.run(["list"])?, 2, &["no repository is named", "hint: "])?;
@@ -129,6 +129,11 @@ fn an_impossible_restore_is_refused_before_anything_is_touched() -> Result<()> {
         // The argument parser may be the one that refuses.
         refusals.restore(2, &["--target-lsn", "nonsense"], &["LSN"])
     })?;
+    // PostgreSQL has no "just before" for these, and would ignore the word.
+    for goal in [&["--target-name", "x"][..], &["--target-immediate"], &[]] {
+        let arguments = [goal, &["--target-exclusive"]].concat();
+        refusals.restore(2, &arguments, &["--target-exclusive", "hint: "])?;
+    }
     let two = refusals.world.restore_to(&refusals.world.target(), &["--target-immediate", "--target-name", "x"])?;
     two.expect_code(2)?;
     let unknown = refusals.world.restore_to(&refusals.world.target(), &["--backup", "20200101T000000Z-F"])?;
@@ -260,5 +265,20 @@ fn the_exit_codes_of_the_help_and_of_the_readme_are_the_same() -> Result<()> {
         .collect();
     assert_eq!(of_readme, of_help);
     assert!(of_help.len() >= 9, "{of_help:?}");
+    Ok(())
+}
+
+#[test]
+fn a_place_that_the_user_may_not_write_is_named_with_its_cause() -> Result<()> {
+    requires!(Postgres, Root);
+    let world = World::new(0)?;
+    world.backup()?;
+    let closed = world.scratch.directory("closed")?;
+    std::os::unix::fs::chown(&closed, Some(0), Some(0))?;
+    let arguments = ["--no-start", "--source", "blocks"];
+    let finished =
+        refused(world.restore_to(&closed.join("restored"), &arguments)?, 3, &["permission denied", "hint: "])?;
+    ensure!(finished.stderr.contains(&closed.display().to_string()), "{finished}");
+    ensure!(!finished.stderr.contains("os error"), "{finished}");
     Ok(())
 }

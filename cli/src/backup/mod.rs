@@ -6,7 +6,7 @@
 //!
 //! The story is [`back_up`]. Beside it: the server and its backup API ([`server`]), what belongs into a backup ([`scan`],
 //! [`exclude`], [`relation`]), who reads what ([`plan`]), the reading ([`copy`], [`source`], [`pages`]), the WAL ([`wal`]),
-//! and the files that are made at the end ([`late`], [`checklist`]).
+//! the files that are made at the end ([`late`], [`checklist`]), and a configuration that lies elsewhere ([`outside`]).
 //!
 //! The session stays open to the end: when it goes, for whatever reason, the server itself ends the backup and drops the
 //! replication slot, and what was written to the repository is swept by the next backup.
@@ -16,6 +16,7 @@ mod copy;
 mod exclude;
 mod label;
 mod late;
+mod outside;
 mod pages;
 mod plan;
 mod relation;
@@ -38,6 +39,7 @@ use self::checklist::{Checklist, Item};
 use self::copy::{Copied, Copy, Read};
 use self::label::Label;
 use self::late::{Attributes, LateFiles};
+use self::outside::Outside;
 use self::plan::Plan;
 use self::report::Report;
 use self::scan::Source;
@@ -109,14 +111,16 @@ fn back_up(
 
     let step = output.step("scan");
     let tablespaces = Server::tablespaces(&client)?;
-    let files = list_files(&server, &tablespaces, context)?;
+    let outside = Outside::gather(&server)?;
+    let files = list_files(&server, &tablespaces, &outside, context)?;
     let block = repository.info().block_bytes;
     let plan = Plan::new(&files, block);
     step.done(&format!("{} in {} files and directories", human::bytes(plan.bytes), files.len()));
 
     let step = output.step("copy");
     let phase = output.phase("copy", plan.bytes);
-    let copy = Copy::new(&server.data, &files, &plan, &writer, block, server.info.data_checksums, &phase);
+    let copy = Copy::new(&server.data, &files, &plan, &writer, block, server.info.data_checksums, &phase)
+        .reading_elsewhere(&outside.sources);
     let mut alive = Instant::now();
     let copied = copy.run(context.workers()?, &mut || {
         wal.watch()?;
@@ -184,6 +188,7 @@ fn cluster_of(repository: &Repository, name: &ClusterName, server: &Server) -> R
 fn list_files(
     server: &Server,
     tablespaces: &BTreeMap<u32, (String, String)>,
+    outside: &Outside,
     context: &Context,
 ) -> Result<Vec<FileRecord>> {
     let locations = tablespaces.iter().map(|(oid, (_, location))| (*oid, location.clone())).collect();
@@ -195,8 +200,9 @@ fn list_files(
         statistics: statistics.as_deref(),
         wal_summaries: server.version().major() >= 17,
     };
-    let found = source.scan()?;
-    for warning in &found.warnings {
+    let mut found = source.scan()?;
+    outside.join(&mut found.records);
+    for warning in found.warnings.iter().chain(&outside.warnings) {
         context.output.warning(warning);
     }
     Ok(found.records)

@@ -65,6 +65,17 @@ impl SessionMount {
         Ok(mount)
     }
 
+    /// Takes away what a session's earlier run left mounted, if its server was killed with it. Nothing to do is no error.
+    pub(crate) fn take_away_leftover(session: &SessionId, mount_directory: Option<&Path>) -> anyhow::Result<()> {
+        let directory = mount_directory.map_or_else(place::default_directory, Path::to_owned);
+        if directory.is_dir() {
+            let mountpoint = table::resolve(&directory.join(session.as_str()))?;
+            unmount::clear_leftover(&mountpoint)?;
+            place::remove(&mountpoint);
+        }
+        Ok(())
+    }
+
     /// Where the backup is mounted.
     pub(crate) fn mountpoint(&self) -> &Path {
         &self.mountpoint

@@ -15,7 +15,7 @@ use engine::wal::name::SegmentName;
 
 use super::Restore;
 use super::plan::{Plan, Source};
-use super::session::Phase;
+use super::session::{Journal, Phase};
 use super::staging::Feed;
 use super::{files, marker};
 use crate::exit::{Exit, Failure};
@@ -34,7 +34,11 @@ pub(super) struct Copied {
 impl Restore<'_> {
     /// Mounts the backup, if the copy reads it from there and is not done yet.
     pub(super) fn mount(&mut self) -> anyhow::Result<Option<SessionMount>> {
-        if self.plan().source == Source::Blocks || self.session.journal.phase >= Phase::Recovering {
+        if self.plan().source == Source::Blocks {
+            return Ok(None);
+        }
+        if self.session.journal.phase >= Phase::Recovering {
+            take_away_leftover(&self.session.journal)?;
             return Ok(None);
         }
         let step = self.context.output.step("mount");
@@ -132,6 +136,9 @@ impl Restore<'_> {
             format!("recovery.signal and postgresql.auto.conf, to {}", self.plan().target)
         } else {
             let originals = configuration.begin(&binaries, &owner)?;
+            if originals.kept.iter().any(|(name, value)| name == "ssl" && value == "off") {
+                self.context.output.warning("TLS is off: its certificate, key or lists are not on this machine");
+            }
             self.session.journal.originals = Some(originals);
             self.session.save()?;
             format!("to {}", self.plan().target)
@@ -185,11 +192,19 @@ impl Restore<'_> {
             files::give(&part, &plan.owner)?;
             durable::rename_durably(&part, &path)?;
         }
-        let detail = format!("{} segments", last.number + 1 - first.number);
+        let count = last.number + 1 - first.number;
+        let detail = format!("{count} segment{}", if count == 1 { "" } else { "s" });
         let time = step.done(&detail);
         self.session.note_step("wal", time.as_secs_f64(), detail);
         Ok(())
     }
+}
+
+/// Takes away the mount of a run that was killed together with its mount's server.
+pub(super) fn take_away_leftover(journal: &Journal) -> anyhow::Result<()> {
+    // Where it was mounted is noted once it is; until then it is where the plan and this user's environment say.
+    let noted = journal.mount.as_deref().and_then(Path::parent);
+    SessionMount::take_away_leftover(&journal.id, noted.or(journal.plan.mount_directory.as_deref()))
 }
 
 /// The directories of a plan, as the engine has them.

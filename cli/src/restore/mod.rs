@@ -25,7 +25,7 @@
 //! - A copy that is not adopted archives nowhere, subscribes to nothing, and writes into no directory of the original's.
 
 mod choose;
-mod conf;
+pub(crate) mod conf;
 mod configure;
 mod copy;
 mod files;
@@ -116,7 +116,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments, context: &Context) -> anyhow::Result<Exit> {
     context.catch_interrupts()?;
     let request = arguments.request(context)?;
-    let cluster = Repository::open(&request.repository)?.cluster(&request.cluster)?;
+    let cluster = open(&request)?;
     let plan = validate(&request, &cluster, context)?;
     if arguments.plan {
         report::plan(&plan, &request, context);
@@ -124,6 +124,18 @@ pub(crate) fn run(arguments: &Arguments, context: &Context) -> anyhow::Result<Ex
     }
     let session = Store::of(&context.state_directory()?).begin(plan)?;
     drive(session, context)
+}
+
+/// The cluster to restore from.
+fn open(request: &Request) -> anyhow::Result<Cluster> {
+    let not_found = |error, hint: &str| match error {
+        engine::Error::NotFound(message) => Failure::new(Exit::Failed, message).hint(hint).into(),
+        other => anyhow::Error::from(other),
+    };
+    let repository = Repository::open(&request.repository)
+        .map_err(|error| not_found(error, "name the repository with --repo, or in PGHYDRANT_REPO"))?;
+    let cluster = repository.cluster(&request.cluster);
+    cluster.map_err(|error| not_found(error, "name the cluster with --cluster, or in PGHYDRANT_CLUSTER"))
 }
 
 /// Looks at everything, then decides. All problems are told before the first of them ends the command.
@@ -200,6 +212,12 @@ impl Arguments {
     fn request(&self, context: &Context) -> anyhow::Result<Request> {
         let usage = |message: String| Failure::new(Exit::Usage, message);
         let goal = Goal::of(&self.goals, Timestamp::now(), &TimeZone::system()).map_err(usage)?;
+        if self.target_exclusive && !goal.has_a_before() {
+            let message = format!("--target-exclusive says nothing about {goal}");
+            return Err(Failure::new(Exit::Usage, message)
+                .hint("it goes with --target-time, --target-lsn and --target-xid")
+                .into());
+        }
         let absolute = |path: &PathBuf| std::path::absolute(path);
         let backup = self.backup.as_deref().filter(|label| *label != "latest");
         let backup: Option<BackupLabel> = backup.map(str::parse).transpose().map_err(usage)?;

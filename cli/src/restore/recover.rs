@@ -87,13 +87,15 @@ impl Restore<'_> {
             step.done(&format!("stopped at {}: {} is too small", recovered.position, setting.name));
             return Ok(recovered);
         }
-        let replayed = recovery::replay_rate(self.backup.info.wal.start, recovered.position.lsn, began.elapsed());
+        // A promotion replays nothing that it would be fair to call a rate.
+        let replayed = || recovery::replay_rate(self.backup.info.wal.start, recovered.position.lsn, began.elapsed());
+        let replayed = if promoting { None } else { replayed() };
         let mut detail = recovered.stopped_at.clone().unwrap_or_else(|| "to the end of the WAL".to_owned());
         detail = format!("{detail}; at {}", recovered.position);
         if let Some(replayed) = replayed {
             detail = format!("{detail}; {replayed}");
         }
-        if let Some(staged) = staged.filter(|staged| *staged > 0) {
+        if let Some(staged) = staged.filter(|staged| *staged > 0 && !promoting) {
             detail = format!("{detail}; {staged} segments staged");
         }
         let time = step.done(&detail);

@@ -163,6 +163,27 @@ fn steps(journal: &Journal, context: &Context) -> String {
     lines.join("\n")
 }
 
+/// Where a disk is full: how much room there is on each file system of the restore.
+fn no_space(error: &anyhow::Error, session: &Session) -> Option<String> {
+    let is_full = |cause: &(dyn std::error::Error + 'static)| {
+        let source = match cause.downcast_ref::<engine::Error>() {
+            Some(engine::Error::Io { source, .. }) => Some(source),
+            _ => cause.downcast_ref::<std::io::Error>(),
+        };
+        use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+        source.is_some_and(|source| matches!(source.kind(), StorageFull | QuotaExceeded))
+    };
+    if !error.chain().any(is_full) {
+        return None;
+    }
+    let free = session.journal.plan.places().filter_map(|place| {
+        let room = rustix::fs::statvfs(&place.path).ok()?;
+        let free_bytes = room.f_bavail.saturating_mul(room.f_frsize);
+        Some(format!("{} are free on the file system of {}", human::bytes(free_bytes), place.path.display()))
+    });
+    Some(format!("make room: {}", free.collect::<Vec<_>>().join(", ")))
+}
+
 /// The error that stopped a session, with what can be done now, where the error itself does not say.
 pub(super) fn with_next_step(error: anyhow::Error, session: &Session) -> anyhow::Error {
     if session.journal.phase == Phase::Finished {
@@ -173,7 +194,10 @@ pub(super) fn with_next_step(error: anyhow::Error, session: &Session) -> anyhow:
         Exit::Failed => Exit::Waiting,
         known => known,
     };
-    let next = || format!("`pghydrant retry {id}` goes on from here, `pghydrant cancel {id}` gives it up");
+    let next = || {
+        let room = no_space(&error, session).map(|room| format!("{room}; then ")).unwrap_or_default();
+        format!("{room}`pghydrant retry {id}` goes on from here, `pghydrant cancel {id}` gives it up")
+    };
     let hint = Failure::hint_of(&error).unwrap_or_else(next);
     Failure::new(exit, format!("{error:#}")).hint(hint).into()
 }

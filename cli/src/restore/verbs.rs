@@ -132,11 +132,7 @@ fn remove(session: &Session) -> anyhow::Result<()> {
         let made = std::iter::once(&place.path).chain(place.missing_parents.iter().rev());
         let _ = made.map(std::fs::remove_dir).take_while(Result::is_ok).count();
     }
-    if let Some(mountpoint) = &journal.mount {
-        // Its server ended with the process that drove the session; the empty directory is left.
-        let _ = std::fs::remove_dir(mountpoint);
-    }
-    Ok(())
+    copy::take_away_leftover(journal)
 }
 
 /// Where a session stands, in a word for programs.
