@@ -22,5 +22,6 @@ mod live;
 mod mount;
 mod reboots;
 mod refusals;
+mod standby;
 mod targets;
 mod versions;

@@ -24,6 +24,7 @@ mod report;
 mod scan;
 mod server;
 mod source;
+mod standby;
 mod wal;
 
 use std::collections::BTreeMap;
@@ -44,6 +45,7 @@ use self::plan::Plan;
 use self::report::Report;
 use self::scan::Source;
 use self::server::{Server, Stopped};
+use self::standby::Upstream;
 use self::wal::WalSupply;
 use crate::context::Context;
 use crate::exit::{Exit, Failure};
@@ -68,6 +70,9 @@ pub(crate) struct Arguments {
     /// The server, as libpq takes it: 'host=/run/postgresql port=5432 user=postgres' [default: the PG* variables]
     #[arg(long, value_name = "CONNINFO")]
     pub(crate) dbname: Option<String>,
+    /// The primary, when a standby is backed up: told to end the last WAL segment [default: wait until it does]
+    #[arg(long, value_name = "CONNINFO")]
+    pub(crate) primary: Option<String>,
     /// Store every block, whatever earlier backups have
     #[arg(long)]
     pub(crate) full: bool,
@@ -80,9 +85,11 @@ pub(crate) fn run(arguments: &Arguments, context: &Context) -> Result<Exit> {
     let repository = context.repository(&arguments.repository)?;
     let name = context.cluster_name(&arguments.cluster)?;
     let parent = if arguments.full { Parent::Full } else { Parent::Latest };
-    let conninfo = Conninfo::resolve(arguments.dbname.as_deref())
-        .map_err(|error| Failure::new(Exit::Usage, format!("{error:#}")))?;
-    let backup = back_up(&repository, &name, parent, &conninfo, context)?;
+    let resolve =
+        |text: Option<&str>| Conninfo::resolve(text).map_err(|error| Failure::new(Exit::Usage, format!("{error:#}")));
+    let conninfo = resolve(arguments.dbname.as_deref())?;
+    let primary = arguments.primary.as_deref().map(|text| resolve(Some(text))).transpose()?;
+    let backup = back_up(&repository, &name, parent, &conninfo, primary.as_ref(), context)?;
     Ok(if backup.bad_pages.is_empty() { Exit::Done } else { Exit::DamagedPages })
 }
 
@@ -91,6 +98,7 @@ fn back_up(
     name: &ClusterName,
     parent: Parent,
     conninfo: &Conninfo,
+    primary: Option<&Conninfo>,
     context: &Context,
 ) -> Result<BackupInfo> {
     let output = &context.output;
@@ -102,10 +110,12 @@ fn back_up(
     let server = Server::survey(&client)?;
     let cluster = cluster_of(repository, name, &server)?;
     let writer = cluster.begin_backup(parent)?;
-    step.done(&format!("PostgreSQL {} in {}", server.version(), server.data.display()));
+    let upstream = Upstream::of(&server, primary)?;
+    let role = if server.is_standby { ", a standby" } else { "" };
+    step.done(&format!("PostgreSQL {} in {}{role}", server.version(), server.data.display()));
 
     let step = output.step("start");
-    let mut wal = WalSupply::hold(&client, cluster.wal(), &server.data, server.info.wal_segment_bytes, output)?;
+    let mut wal = WalSupply::hold(&client, cluster.wal(), &server, upstream, output)?;
     let start = server::start(&client, &format!("pghydrant {}", writer.label()), &interrupted)?;
     step.done(&format!("backup {} from {start}", writer.label()));
 
@@ -138,6 +148,7 @@ fn back_up(
     let control = write_control(&server, &mut late)?;
     let stopped = server::stop(&client, &interrupted)?;
     let label = Label::parse(&stopped.label).context("the server's backup_label has no start and no timeline")?;
+    server.refuse_another_timeline(&client, label.timeline)?;
     let range = WalRange { timeline: label.timeline, start: label.start, stop: stopped.lsn };
     step.done(&format!("consistent at {}", stopped.lsn));
 
