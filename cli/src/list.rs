@@ -1,6 +1,6 @@
 //! The verb `list`: the backups of a repository.
 //!
-//! A backup whose description is damaged is told of and does not hide the others.
+//! A backup whose description is damaged or lost is told of and does not hide the others.
 
 use engine::format::backup::BackupInfo;
 use engine::repository::Cluster;
@@ -41,6 +41,10 @@ pub(crate) fn run(arguments: &Arguments, context: &Context) -> anyhow::Result<Ex
         infos.iter().for_each(|info| context.output.event("backup", &object(info)));
         count += infos.len();
         text.push_str(&describe(&cluster, &infos));
+        for label in cluster.unfinished()? {
+            context.output.event("unfinished", &json!({"label": label, "cluster": name}));
+            text.push_str(&format!("  unfinished, it runs or was interrupted: {label}\n"));
+        }
     }
     if names.is_empty() {
         text = format!("{} holds no cluster yet\n", repository.root().display());

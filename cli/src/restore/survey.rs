@@ -17,7 +17,7 @@ use engine::format::file::FileKind;
 use engine::hydration;
 use engine::io::LocalDisk;
 use engine::repository::{Backup, Cluster};
-use engine::units::{Lsn, SessionId, Timeline};
+use engine::units::{BackupLabel, Lsn, SessionId, Timeline};
 use engine::wal::history::History;
 use engine::wal::name::SegmentName;
 use engine::wal::{Fetched, WalArchive};
@@ -28,6 +28,7 @@ use super::choose::{self, Choice, Histories};
 use super::conf;
 use super::preflight::{Problem, Request};
 use super::target::Goal;
+use crate::exit::{Exit, Failure};
 use crate::postgres::binaries::Binaries;
 use crate::postgres::owner::Owner;
 use crate::postgres::postmaster;
@@ -142,7 +143,7 @@ pub(crate) struct PortFacts {
 
 /// Looks at everything.
 pub(crate) fn look(request: &Request, cluster: &Cluster) -> anyhow::Result<Facts> {
-    let backups = cluster.backups()?;
+    let backups = descriptions(cluster, request.backup.as_ref())?;
     let archive = cluster.wal();
     let histories = histories(&archive)?;
     let binaries = find_binaries(request.programs.as_deref(), request, &backups);
@@ -182,6 +183,23 @@ pub(crate) fn look(request: &Request, cluster: &Cluster) -> anyhow::Result<Facts
         port,
         fuse: crate::mount::fuse_usable(),
     })
+}
+
+/// The backups there are. A damaged one is a reason to refuse, but not where the user has named another.
+fn descriptions(cluster: &Cluster, named: Option<&BackupLabel>) -> anyhow::Result<Vec<BackupInfo>> {
+    let mut infos = Vec::new();
+    for label in cluster.labels()? {
+        match cluster.backup_info(&label) {
+            Ok(info) => infos.push(info),
+            Err(engine::Error::Corrupt { .. }) if named.is_some_and(|named| *named != label) => {}
+            Err(error @ engine::Error::Corrupt { .. }) if named.is_none() => {
+                let failure = Failure::new(Exit::Corrupt, error.to_string());
+                return Err(failure.hint("mend the file, or name a backup with --backup: pghydrant list").into());
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(infos)
 }
 
 fn histories(archive: &WalArchive) -> anyhow::Result<Histories> {
