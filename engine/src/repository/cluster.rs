@@ -77,6 +77,14 @@ impl Cluster {
             let detail = format!("it describes backup {} of cluster \"{}\"", info.label, info.cluster);
             return Err(Error::corrupt(self.store().describe(&key), detail));
         }
+        let of =
+            |identifier, segment_bytes| format!("system identifier {identifier}, segments of {segment_bytes} bytes");
+        let found = of(info.server.system_identifier, info.server.wal_segment_bytes);
+        let expected = of(self.info.system_identifier, self.info.wal_segment_bytes);
+        if found != expected {
+            let detail = format!("it describes a backup of another cluster: {found}, not {expected}");
+            return Err(Error::corrupt(self.store().describe(&key), detail));
+        }
         Ok(info)
     }
 

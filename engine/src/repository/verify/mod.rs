@@ -82,7 +82,7 @@ impl Verification {
 
     /// Content bytes that [`run`](Self::run) will report as progress, about.
     pub fn bytes(&self) -> u64 {
-        self.backups.iter().map(|backup| backup.info.totals.bytes).sum::<u64>().saturating_add(self.wal_bytes)
+        self.backups.iter().fold(self.wal_bytes, |bytes, backup| bytes.saturating_add(backup.info.totals.bytes))
     }
 
     /// Reads everything. An error is a reason to stop; what is wrong with the repository is in the proof.
