@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Every test of the workspace. Ends with one line that counts them; a test that lacks something of the machine has
-# said so by name (tests/support/requirements.rs) and is counted as skipped, never as passed. With CI=true or
+# said so by name (tests/support/left_out.rs) and is counted as skipped, never as passed. With CI=true or
 # PGHYDRANT_REQUIRE_ALL=1 it has failed instead.
 set -uo pipefail
 cd "$(dirname "$0")/.."

@@ -133,7 +133,8 @@ fn no_damage_of_any_file_is_ever_restored() -> Result<()> {
             harmless_or_refused(&world, &label, source, &what, &expected, &path)?;
             let verify = world.pghydrant.run(["verify", "--repo", &world.repository.shown()])?;
             ensure!(!verify.stderr.contains("panicked"), "{what}: a panic\n{verify}");
-            if ["a pack", "a manifest", "a WAL segment"].contains(&kind) {
+            // Nobody needs the label that PostgreSQL archives, and nothing proves that it was there.
+            if (kind, damage) != ("a backup history file", Damage::Deleted) {
                 ensure!(verify.code == Some(4), "{what}: verify does not find it\n{verify}");
             }
             drop(mend);
@@ -156,10 +157,56 @@ fn a_flipped_bit_anywhere_in_a_description_never_restores_wrong_files() -> Resul
         // A dozen places, spread over the file.
         for byte in (0..bytes).step_by(usize::try_from(bytes / 12 + 1)?) {
             let _mend = Damage::BitFlipped.inflict_at(&path, byte)?;
-            harmless_or_refused(&world, &label, "blocks", &format!("{kind}, bit at byte {byte}"), &expected, &path)?;
+            let what = format!("{kind}, bit at byte {byte}");
+            harmless_or_refused(&world, &label, "blocks", &what, &expected, &path)?;
+            let list = world.pghydrant.run(["list", "--repo", &world.repository.shown()])?;
+            ensure!(list.code == Some(4), "{what}: list believes it\n{list}");
         }
     }
     Ok(())
+}
+
+#[test]
+fn a_backup_without_its_description_does_not_vanish() -> Result<()> {
+    requires!(Postgres);
+    let (world, newest, _) = prepared()?;
+    let description = world.repository.path().join(format!("clusters/main/backups/{newest}.json"));
+    let mend = Damage::Deleted.inflict(&description)?;
+    let file = format!("{newest}.json");
+    for verb in [&["list"][..], &["verify"], &["show", "--cluster", "main"]] {
+        let finished = world.pghydrant.run([verb, &["--repo", &world.repository.shown()]].concat())?;
+        finished.expect_code(4)?.expect_stderr(&[&file])?;
+    }
+    // The newest backup is not silently another one.
+    world
+        .restore_to(&world.target(), &["--no-start", "--source", "blocks"])?
+        .expect_code(4)?
+        .expect_stderr(&[&file, "--backup"])?;
+    let before = files_of_backups(&world)?;
+    let older = world.repository.file(|path| path.contains("/backups/") && path.ends_with(".json"))?;
+    let older = older.file_stem().context("no name")?.to_string_lossy().into_owned();
+    let named = ["--no-start", "--source", "blocks", "--backup", &older];
+    world.restore_to(&world.target(), &named)?.expect_code(0)?;
+    fs::remove_dir_all(world.target())?;
+
+    // A backup goes on without it and leaves all of it in place, so that a copy of the description mends it.
+    world.cluster.start()?;
+    world.backup()?;
+    let after = files_of_backups(&world)?;
+    ensure!(before.iter().all(|file| after.contains(file)), "swept: {before:?}\n{after:?}");
+    drop(mend);
+    world.pghydrant.succeed(["verify", "--repo", &world.repository.shown()])?;
+    world.restore_to(&world.target(), &["--no-start", "--source", "blocks", "--backup", &newest])?.expect_code(0)?;
+    Ok(())
+}
+
+fn files_of_backups(world: &World) -> Result<Vec<PathBuf>> {
+    let files = world.repository.files()?.into_iter();
+    Ok(files
+        .filter(|file| {
+            file.to_string_lossy().ends_with(".pack") || file.extension().is_some_and(|end| end == "manifest")
+        })
+        .collect())
 }
 
 #[test]

@@ -18,6 +18,7 @@ mod damage;
 mod disk_full;
 mod documents;
 mod harness;
+mod hostile;
 mod live;
 mod mount;
 mod reboots;

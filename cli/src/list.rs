@@ -1,6 +1,6 @@
 //! The verb `list`: the backups of a repository.
 //!
-//! A backup whose description is damaged is told of and does not hide the others.
+//! A backup whose description is damaged or lost is told of and does not hide the others.
 
 use engine::format::backup::BackupInfo;
 use engine::repository::Cluster;
@@ -41,6 +41,10 @@ pub(crate) fn run(arguments: &Arguments, context: &Context) -> anyhow::Result<Ex
         infos.iter().for_each(|info| context.output.event("backup", &object(info)));
         count += infos.len();
         text.push_str(&describe(&cluster, &infos));
+        for label in cluster.unfinished()? {
+            context.output.event("unfinished", &json!({"label": label, "cluster": name}));
+            text.push_str(&format!("  unfinished, it runs or was interrupted: {label}\n"));
+        }
     }
     if names.is_empty() {
         text = format!("{} holds no cluster yet\n", repository.root().display());
@@ -71,7 +75,7 @@ fn describe(cluster: &Cluster, infos: &[BackupInfo]) -> String {
             info.label.to_string(),
             moment(&info.stopped_at),
             human::bytes(info.totals.bytes),
-            human::bytes(info.totals.added_pack_bytes + info.totals.added_manifest_bytes),
+            human::bytes(info.totals.added_bytes()),
             human::duration(std::time::Duration::from_millis(info.totals.milliseconds)),
             format!("{} to {}", info.wal.start, info.wal.stop),
             version(info.server.version_num),
@@ -93,7 +97,7 @@ fn object(info: &BackupInfo) -> serde_json::Value {
         "started_at": info.started_at,
         "stopped_at": info.stopped_at,
         "bytes": info.totals.bytes,
-        "added_bytes": info.totals.added_pack_bytes + info.totals.added_manifest_bytes,
+        "added_bytes": info.totals.added_bytes(),
         "seconds": info.totals.milliseconds as f64 / 1000.0,
         "wal": info.wal,
         "version_num": info.server.version_num,

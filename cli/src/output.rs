@@ -3,8 +3,11 @@
 //! An [`Output`] is told of steps, notes and results. A [`Phase`] is a long part with bytes: it implements the engine's
 //! `Progress`, and a thread of its own redraws it, so workers only add to counters.
 //!
+//! What comes out of a repository (paths, settings, names) may hold anything: control characters are shown, never sent.
+//!
 //! JSON objects have an `event`: `step`, `progress`, `note`, `warning`, `result`, `error`. Fields are only ever added.
 
+use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -68,7 +71,7 @@ impl Output {
         if self.is_json() {
             self.object("result", object);
         } else {
-            to_stdout(text.trim_end_matches('\n'));
+            to_stdout(&shown(text.trim_end_matches('\n')));
         }
     }
 
@@ -154,13 +157,27 @@ fn to_stdout(line: &str) {
 }
 
 fn to_stderr(line: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "{line}");
+    let _ = writeln!(std::io::stderr().lock(), "{}", shown(line));
+}
+
+/// The text as it may go to a terminal: lines and tabs stay; other control characters, and those that turn the direction
+/// of writing, become their escapes.
+fn shown(text: &str) -> Cow<'_, str> {
+    let harmless = |letter: char| {
+        let turns = matches!(letter, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        matches!(letter, '\n' | '\t') || !(letter.is_control() || turns)
+    };
+    if text.chars().all(harmless) {
+        return Cow::Borrowed(text);
+    }
+    let show = |letter: char| if harmless(letter) { letter.to_string() } else { letter.escape_unicode().to_string() };
+    Cow::Owned(text.chars().map(show).collect())
 }
 
 /// Replaces the terminal's current line.
 fn to_terminal(line: &str) {
     let mut stderr = std::io::stderr().lock();
-    let _ = write!(stderr, "\r\x1b[2K{line}").and_then(|()| stderr.flush());
+    let _ = write!(stderr, "\r\x1b[2K{}", shown(line)).and_then(|()| stderr.flush());
 }
 
 /// A step that runs; dropped without [`Step::done`] it failed.
@@ -364,5 +381,17 @@ impl Shared {
         let left = self.total_bytes.checked_sub(bytes)?;
         let seconds = left as f64 / (bytes as f64 / time.as_secs_f64());
         (bytes > 0).then(|| Duration::try_from_secs_f64(seconds).ok()).flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_characters_are_shown_and_not_sent() {
+        assert_eq!(shown("a table:\n\tone é 汉"), "a table:\n\tone é 汉");
+        assert_eq!(shown("\u{1b}[2Jgone\r\u{7}\u{9b}x"), "\\u{1b}[2Jgone\\u{d}\\u{7}\\u{9b}x");
+        assert_eq!(shown("\u{202e}txt.exe"), "\\u{202e}txt.exe");
     }
 }

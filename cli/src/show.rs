@@ -54,7 +54,7 @@ fn show_cluster(cluster: &Cluster, context: &Context) -> anyhow::Result<Exit> {
             info.label.to_string(),
             moment(&info.stopped_at),
             human::bytes(info.totals.bytes),
-            human::bytes(info.totals.added_pack_bytes + info.totals.added_manifest_bytes),
+            human::bytes(info.totals.added_bytes()),
             widest(&reaches).map_or_else(|| "none".to_owned(), |reach| window(info, reach)),
         ]);
         backups.push(backup_object(info, &reaches, wal.segment_bytes())?);

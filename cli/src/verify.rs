@@ -88,9 +88,14 @@ fn verify(cluster: &Cluster, only: Option<&BackupLabel>, context: &Context) -> a
     for island in &proof.islands {
         text.push_str(&format!("  not archived here, each backup has its own WAL: {island}\n"));
     }
+    for label in &proof.unfinished {
+        text.push_str(&format!("  unfinished, it runs or was interrupted: {label}\n"));
+    }
     if proof.garbage_bytes > 0 {
         let bytes = human::bytes(proof.garbage_bytes);
-        text.push_str(&format!("  {bytes} were left by backups that did not finish; the next backup removes them\n"));
+        text.push_str(&format!(
+            "  {bytes} belong to unfinished backups; once they do not run, the next backup removes that\n"
+        ));
     }
     context.output.result(&text, &result(cluster, &proof, &read));
     Ok(exit_of(&proof.findings))
@@ -137,6 +142,7 @@ fn result(cluster: &Cluster, proof: &Proof, read: &crate::output::PhaseResult) -
         "seconds": read.seconds,
         "findings": proof.findings.len(),
         "islands": proof.islands,
+        "unfinished": proof.unfinished,
         "garbage_bytes": proof.garbage_bytes,
     })
 }

@@ -1,6 +1,7 @@
-//! Makes the sample repository of the current format: `cargo run --example make_sample -- engine/samples/v1`.
+//! Makes the sample repository of the current format:
+//! `cargo run --package pghydrant-engine --example make_sample -- engine/samples/v1`, into a directory that does not exist.
 //!
-//! Run once for a format, when it is new; what it wrote is kept in the tree for ever, and *tests/samples.rs* reads
+//! It has one of everything that the format knows; *tests/samples.rs* fails where something is missing. Run once for a format, when it is new; what it wrote is kept in the tree for ever, and *tests/samples.rs* reads
 //! it with every version that comes after.
 
 #![allow(clippy::cast_possible_truncation)]
@@ -13,12 +14,14 @@ use std::fs;
 use std::path::PathBuf;
 
 use engine::codec::Compression;
-use engine::format::backup::{ServerInfo, Snapshot, Tablespace, WalRange};
+use engine::format::backup::{BadPage, ServerInfo, Snapshot, Tablespace, WalRange};
 use engine::format::block::BlockRecord;
 use engine::format::file::FileRecord;
 use engine::format::manifest::LEAF_RECORDS;
 use engine::format::manifest::cut::cut_groups;
-use engine::repository::{BackupWriter, Cluster, ClusterInfo, Description, PackWriter, Parent, Repository};
+use engine::repository::{
+    BackupWriter, Cluster, ClusterInfo, Description, PackWriter, Parent, Repository, RepositoryInfo,
+};
 use engine::units::{BlockNumber, BlockSize, Lsn, SystemIdentifier, Timeline};
 
 type Failure = Box<dyn std::error::Error>;
@@ -32,18 +35,30 @@ fn main() -> Result<(), Failure> {
         v1::WAL_SEGMENT_BYTES,
         "2026-11-22T08:00:00Z".to_owned(),
     ))?;
+    let wal = v1::wal_files();
+    let (first, rest) = wal.split_first().ok_or("no WAL")?;
     back_up(&cluster, &v1::files(false))?;
-    back_up(&cluster, &v1::files(true))?;
+    push(&cluster, first)?;
 
-    let staging = root.with_extension("staging");
-    fs::create_dir_all(&staging)?;
-    for (name, content) in [v1::HISTORY, (v1::SEGMENT, &v1::segment())] {
-        fs::write(staging.join(name), content)?;
-        cluster.wal().push(&staging.join(name))?;
-    }
-    fs::remove_dir_all(&staging)?;
+    // From here on with zstd, as somebody may well decide later.
+    let zstd = RepositoryInfo { compression: Compression::Zstd { level: 1 }, ..repository.info().clone() };
+    fs::write(root.join("pghydrant.json"), zstd.to_json()?)?;
+    let cluster = Repository::open(&root)?.cluster(&v1::CLUSTER.parse()?)?;
+    back_up(&cluster, &v1::files(true))?;
+    rest.iter().try_for_each(|file| push(&cluster, file))?;
+    // A third one that is interrupted.
+    drop(cluster.begin_backup(Parent::Latest)?);
     // Made again by whoever takes one.
     fs::remove_dir_all(root.join("clusters").join(v1::CLUSTER).join("locks"))?;
+    Ok(())
+}
+
+fn push(cluster: &Cluster, (name, content): &(&str, Vec<u8>)) -> Result<(), Failure> {
+    let staging = cluster.repository().root().with_extension("staging");
+    fs::create_dir_all(&staging)?;
+    fs::write(staging.join(name), content)?;
+    cluster.wal().push(&staging.join(name))?;
+    fs::remove_dir_all(&staging)?;
     Ok(())
 }
 
@@ -98,7 +113,7 @@ fn description() -> Description {
             data_checksums: true,
             wal_segment_bytes: v1::WAL_SEGMENT_BYTES,
             data_directory: "/var/lib/postgresql/15/main".to_owned(),
-            outside_files: Vec::new(),
+            outside_files: vec!["/etc/postgresql/15/main/postgresql.conf".to_owned()],
             owner: "postgres".to_owned(),
             settings: BTreeMap::from([("port".to_owned(), "5432".to_owned())]),
         },
@@ -110,6 +125,6 @@ fn description() -> Description {
             location: "/srv/fast".to_owned(),
             bytes: 16384,
         }],
-        bad_pages: Vec::new(),
+        bad_pages: vec![BadPage { path: "base/5/16387".to_owned(), page: 3, stored: 1, computed: 2 }],
     }
 }

@@ -14,10 +14,10 @@ pub(crate) const CLUSTER: &str = "main";
 pub(crate) const SYSTEM_IDENTIFIER: u64 = 7_300_000_000_000_000_001;
 /// That cluster's segment size: the smallest.
 pub(crate) const WAL_SEGMENT_BYTES: u64 = 1 << 20;
-/// The segment in the archive.
+/// The segment that is archived while the repository compresses with lz4; what follows is compressed with zstd.
 pub(crate) const SEGMENT: &str = "000000020000000000000003";
-/// The history file in the archive, and its content.
-pub(crate) const HISTORY: (&str, &[u8]) = ("00000002.history", b"1\t0/300028\tno recovery target specified\n");
+/// More blocks of this file than fit into one leaf; all are zero.
+pub(crate) const LONG: (&str, u64) = ("base/5/16388", 1030);
 
 /// The files of a backup with their content, in path order. The second backup, an incremental one, has a page of a
 /// table changed, a table grown, a file less and a file more.
@@ -38,6 +38,7 @@ pub(crate) fn files(incremental: bool) -> Vec<(FileRecord, Vec<u8>)> {
         regular("base/5/16385", incompressible(PAGE_BYTES + 100)),
         regular("base/5/16386", vec![0; 9 * PAGE_BYTES]),
         regular("base/5/16387", grown),
+        regular(LONG.0, vec![0; LONG.1 as usize * BLOCK_BYTES as usize]),
     ];
     files.extend((0..120).map(|table| regular(&format!("base/5/{}", 20_000 + table), Vec::new())));
     files.push(regular(if incremental { "base/5/30001" } else { "base/5/30000" }, pages(1, 3)));
@@ -51,13 +52,24 @@ pub(crate) fn files(incremental: bool) -> Vec<(FileRecord, Vec<u8>)> {
     files
 }
 
-/// The content of [`SEGMENT`]: a first page as PostgreSQL 15 writes it, a little content, zeros.
-pub(crate) fn segment() -> Vec<u8> {
+/// The files of the archive, one of every kind, [`SEGMENT`] first.
+pub(crate) fn wal_files() -> Vec<(&'static str, Vec<u8>)> {
+    vec![
+        (SEGMENT, segment(2, 3)),
+        ("000000020000000000000004", segment(2, 4)),
+        ("000000010000000000000003.partial", segment(1, 3)),
+        ("000000020000000000000003.00000028.backup", b"START WAL LOCATION: 0/300028\n".to_vec()),
+        ("00000002.history", b"1\t0/300028\tno recovery target specified\n".to_vec()),
+    ]
+}
+
+/// A segment: a first page as PostgreSQL 15 writes it, a little content, zeros.
+fn segment(timeline: u32, number: u64) -> Vec<u8> {
     let mut bytes = Vec::new();
     bytes.extend_from_slice(&0xD110_u16.to_le_bytes());
     bytes.extend_from_slice(&2_u16.to_le_bytes());
-    bytes.extend_from_slice(&2_u32.to_le_bytes());
-    bytes.extend_from_slice(&(3 * WAL_SEGMENT_BYTES).to_le_bytes());
+    bytes.extend_from_slice(&timeline.to_le_bytes());
+    bytes.extend_from_slice(&(number * WAL_SEGMENT_BYTES).to_le_bytes());
     bytes.extend_from_slice(&0_u64.to_le_bytes());
     bytes.extend_from_slice(&SYSTEM_IDENTIFIER.to_le_bytes());
     bytes.extend_from_slice(&(WAL_SEGMENT_BYTES as u32).to_le_bytes());

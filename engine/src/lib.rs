@@ -10,6 +10,9 @@ pub mod error;
 pub mod format;
 pub mod hydration;
 pub mod io;
+#[cfg(test)]
+#[path = "../../tests/support/left_out.rs"]
+mod left_out;
 pub mod page;
 pub mod progress;
 pub mod repository;

@@ -5,17 +5,20 @@
 #[path = "../samples/v1.rs"]
 mod v1;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use engine::blocks::Scratch;
-use engine::checksum::Hash;
 use engine::codec::Codec;
 use engine::format::FORMAT;
-use engine::format::block::{BlockRecord, Content};
-use engine::format::file::FileRecord;
-use engine::repository::{Backup, Repository};
-use engine::units::BlockNumber;
+use engine::format::block::Content;
+use engine::format::file::{FileKind, FileRecord};
+use engine::format::manifest::LEAF_RECORDS;
+use engine::format::wal::WalHeader;
+use engine::progress::Counting;
+use engine::repository::{Backup, Repository, Verification};
 use engine::wal::Fetched;
+use engine::wal::name::WalFile;
 
 fn sample(format: u16) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("samples").join(format!("v{format}"))
@@ -66,23 +69,86 @@ fn the_sample_of_format_1_has_what_was_put_into_it() {
 
 /// Otherwise the sample would prove little.
 #[test]
-fn the_sample_of_format_1_has_a_block_of_every_kind() {
-    let repository = Repository::open(&sample(1)).unwrap();
+fn the_sample_of_format_1_has_one_of_everything() {
+    let root = sample(1);
+    let repository = Repository::open(&root).unwrap();
     let cluster = repository.cluster(&v1::CLUSTER.parse().unwrap()).unwrap();
+    let mut found = BTreeSet::new();
+    let mut leaves = 0;
+    for label in cluster.labels().unwrap() {
+        let backup = cluster.backup(&label).unwrap();
+        let info = &backup.info;
+        found.insert(if info.parent.is_some() { "incremental backup" } else { "full backup" });
+        let lists = [!info.tablespaces.is_empty(), !info.bad_pages.is_empty(), !info.server.outside_files.is_empty()];
+        assert_eq!(lists, [true; 3], "tablespaces, bad pages, files outside");
+        leaves = leaves.max(backup.manifest.block_limit() / LEAF_RECORDS);
+        for file in backup.manifest.files() {
+            let file = file.unwrap();
+            found.insert(match file.kind {
+                FileKind::Regular => "regular file",
+                FileKind::Directory => "directory",
+                FileKind::Symlink { .. } => "symbolic link",
+                FileKind::Tablespace { .. } => "tablespace",
+            });
+            let mut records = Vec::new();
+            let blocks = info.block_bytes.blocks_of(file.bytes);
+            backup.manifest.blocks(file.first_block, blocks, &mut records).unwrap();
+            found.extend(records.iter().map(|record| kind_of(&record.content)));
+        }
+    }
+    for timeline in cluster.wal().timelines().unwrap() {
+        found.extend(cluster.wal().files(timeline).unwrap().into_iter().map(|file| match file {
+            WalFile::Segment(_) => "segment",
+            WalFile::Partial(_) => "partial segment",
+            WalFile::BackupLabel(..) => "backup label",
+            WalFile::History(_) => "history",
+        }));
+    }
+    let expected = [
+        "backup label",
+        "directory",
+        "full backup",
+        "history",
+        "incremental backup",
+        "lz4 block",
+        "partial segment",
+        "patched block",
+        "raw block",
+        "regular file",
+        "segment",
+        "symbolic link",
+        "tablespace",
+        "zero block",
+        "zstd block",
+    ];
+    assert_eq!(found.into_iter().collect::<Vec<_>>(), expected);
+    assert!(leaves > 2, "a file with blocks in more than one leaf");
+    assert_eq!(cluster.unfinished().unwrap().len(), 1, "a backup that was interrupted");
+
     let incremental = cluster.latest_backup().unwrap().unwrap();
-    let block = |path: &str, index| {
-        let file = incremental.manifest.file(path).unwrap().unwrap();
-        incremental.manifest.block(BlockNumber(file.first_block.0 + index)).unwrap()
-    };
-    assert!(matches!(block("PG_VERSION", 0).content, Content::Stored { codec: Codec::Raw, .. }));
-    assert!(matches!(block("base/5/16384", 0).content, Content::Patched { .. }));
-    assert!(matches!(block("base/5/16384", 1).content, Content::Stored { codec: Codec::Lz4, .. }));
-    assert!(matches!(block("base/5/16385", 0).content, Content::Stored { codec: Codec::Raw, .. }));
-    let zeros = BlockRecord { hash: Hash::of(&[0; 8192]), content: Content::Zero };
-    assert_eq!(block("base/5/16386", 2), zeros);
     let used = incremental.manifest.manifests();
     assert!(used.len() == 2 && used.iter().all(|manifest| manifest.bytes > 0), "chunks of both backups: {used:?}");
     assert_eq!(incremental.manifest.packs().len(), 2, "blocks of both backups");
+    // One object with lz4 runs, one with zstd runs.
+    let codecs = ["000000020000000000000003", "000000020000000000000004"].map(|name| {
+        let object = std::fs::read(root.join("clusters/main/wal/00000002").join(name)).unwrap();
+        let header = WalHeader::from_bytes(&object).unwrap();
+        header.blocks.iter().map(|record| kind_of(&record.content)).collect::<BTreeSet<_>>()
+    });
+    assert_eq!(codecs, [BTreeSet::from(["lz4 block", "zero block"]), BTreeSet::from(["zero block", "zstd block"])]);
+}
+
+fn kind_of(content: &Content) -> &'static str {
+    match content {
+        Content::Zero => "zero block",
+        Content::Patched { .. } => "patched block",
+        Content::Stored { codec: Codec::Raw, at } => {
+            assert_eq!(at.offset % 4096, 0, "a raw run lies where it can be read directly");
+            "raw block"
+        }
+        Content::Stored { codec: Codec::Lz4, .. } => "lz4 block",
+        Content::Stored { codec: Codec::Zstd, .. } => "zstd block",
+    }
 }
 
 #[test]
@@ -90,10 +156,22 @@ fn the_sample_of_format_1_gives_its_wal() {
     let repository = Repository::open(&sample(1)).unwrap();
     let wal = repository.cluster(&v1::CLUSTER.parse().unwrap()).unwrap().wal();
     let directory = tempfile::tempdir().unwrap();
-    for (name, content) in [v1::HISTORY, (v1::SEGMENT, &v1::segment())] {
+    for (name, content) in v1::wal_files() {
         let to = directory.path().join(name);
         assert_eq!(wal.fetch(name, &to).unwrap(), Fetched::Delivered);
         assert!(std::fs::read(&to).unwrap() == content, "{name}");
+    }
+}
+
+#[test]
+fn the_samples_are_proven_whole() {
+    for format in 1..=FORMAT {
+        let repository = Repository::open(&sample(format)).unwrap();
+        for cluster in repository.clusters().unwrap() {
+            let cluster = repository.cluster(&cluster).unwrap();
+            let proof = Verification::plan(&cluster, None).unwrap().run(&Counting::default()).unwrap();
+            assert!(proof.findings.is_empty(), "{:?}", proof.findings);
+        }
     }
 }
 

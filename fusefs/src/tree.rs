@@ -126,7 +126,7 @@ impl Tree {
     /// Files and bytes of the backup, for `statfs`.
     pub fn totals(&self) -> (u64, u64) {
         let totals = &self.manifest.info().totals;
-        (totals.files + totals.directories, totals.bytes)
+        (totals.files.saturating_add(totals.directories), totals.bytes)
     }
 
     /// What `stat` shows of `node`.

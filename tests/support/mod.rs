@@ -4,6 +4,7 @@ pub mod cluster;
 pub mod compare;
 pub mod filesystem;
 pub mod json;
+mod left_out;
 pub mod pghydrant;
 pub mod process;
 #[macro_use]

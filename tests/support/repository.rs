@@ -80,7 +80,7 @@ impl Repository {
 /// A readable file of a repository that was edited, with the checksum that it then has: as a forger would write it.
 pub fn resealed(json: &str) -> Result<String> {
     let line = json.rfind("  \"checksum\": ").context("no checksum in it")?;
-    let checksum = engine::checksum::Hash::of(json[..line].as_bytes());
+    let checksum = engine::checksum::Hash::of(&json.as_bytes()[..line]);
     Ok(format!("{}  \"checksum\": \"{checksum}\"\n}}\n", &json[..line]))
 }
 

@@ -1,11 +1,6 @@
-//! What a test needs of the machine, and what happens where it is missing.
-//!
-//! Never silent: the test's name and what it lacks go to stderr and to the file that `scripts/run-tests.sh` counts.
-//! With `CI=true` or `PGHYDRANT_REQUIRE_ALL=1` the test fails instead.
+//! What a test needs of the machine; where that is missing, [`left_out`](super::left_out) tells and counts it.
 
-use std::env;
 use std::fs::OpenOptions;
-use std::io::Write;
 use std::path::Path;
 
 use super::tools;
@@ -62,20 +57,7 @@ pub fn leave_out(test: &str, requirements: &[Requirement]) -> bool {
     if missing.is_empty() {
         return false;
     }
-    let test = test.trim_end_matches("::here");
-    let line = format!("{test}: lacks {}", missing.join(", "));
-    let strict = |name: &str| env::var(name).is_ok_and(|value| !value.is_empty() && value != "0" && value != "false");
-    assert!(!strict("CI") && !strict("PGHYDRANT_REQUIRE_ALL"), "{line}; no test may be left out here");
-    eprintln!("left out: {line}");
-    if let Ok(path) = env::var("PGHYDRANT_TESTS_LEFT_OUT") {
-        // One short O_APPEND write: lines of parallel tests do not mix.
-        let told = OpenOptions::new()
-            .append(true)
-            .create(true)
-            .open(&path)
-            .and_then(|mut file| file.write_all(format!("{line}\n").as_bytes()));
-        assert!(told.is_ok(), "cannot write {path}: {told:?}");
-    }
+    super::left_out::leave_out(test.trim_end_matches("::here"), &missing.join(", "));
     true
 }
 

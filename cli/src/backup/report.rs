@@ -37,7 +37,7 @@ impl Report<'_> {
             human::bytes(totals.bytes),
             totals.files,
             copy.megabytes_per_second,
-            human::bytes(totals.added_pack_bytes + totals.added_manifest_bytes)
+            human::bytes(totals.added_bytes())
         );
         if let Some(parent) = &backup.parent {
             let _ = writeln!(text, "  {} are the same as in {parent}", human::bytes(totals.shared_bytes));

@@ -17,12 +17,14 @@ use engine::blocks::Scratch;
 use engine::format::backup::BackupInfo;
 use engine::format::file::FileKind;
 use engine::repository::{Backup, Cluster};
+use engine::units::BackupLabel;
 use engine::wal::history::History;
 use jiff::Timestamp;
 
 use super::choose::{self, Choice};
 use super::conf;
 use super::preflight::{Problem, Request};
+use crate::exit::{Exit, Failure};
 use crate::postgres::binaries::Binaries;
 use crate::postgres::owner::Owner;
 #[cfg(test)]
@@ -85,7 +87,7 @@ const INCLUDES_MAX: usize = 100;
 
 /// Looks at everything.
 pub(crate) fn look(request: &Request, cluster: &Cluster) -> anyhow::Result<Facts> {
-    let backups = cluster.backups()?;
+    let backups = descriptions(cluster, request.backup.as_ref())?;
     let archive = cluster.wal();
     let histories = histories(&archive)?;
     let binaries = find_binaries(request.programs.as_deref(), request, &backups);
@@ -131,6 +133,23 @@ pub(crate) fn look(request: &Request, cluster: &Cluster) -> anyhow::Result<Facts
         port,
         fuse: crate::mount::fuse_usable(),
     })
+}
+
+/// The backups there are. A damaged one is a reason to refuse, but not where the user has named another.
+fn descriptions(cluster: &Cluster, named: Option<&BackupLabel>) -> anyhow::Result<Vec<BackupInfo>> {
+    let mut infos = Vec::new();
+    for label in cluster.labels()? {
+        match cluster.backup_info(&label) {
+            Ok(info) => infos.push(info),
+            Err(engine::Error::Corrupt { .. }) if named.is_some_and(|named| *named != label) => {}
+            Err(error @ engine::Error::Corrupt { .. }) if named.is_none() => {
+                let failure = Failure::new(Exit::Corrupt, error.to_string());
+                return Err(failure.hint("mend the file, or name a backup with --backup: pghydrant list").into());
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(infos)
 }
 
 fn find_binaries(chosen: Option<&Path>, request: &Request, backups: &[BackupInfo]) -> Result<Binaries, String> {

@@ -5,7 +5,11 @@ use serde::{Deserialize, Serialize};
 use crate::codec::Compression;
 use crate::format::Malformed;
 use crate::format::json::{read_json, write_json};
+use crate::format::repository::check_segment_bytes;
 use crate::units::{BackupLabel, BlockSize, ClusterName, Lsn, SystemIdentifier, Timeline};
+
+/// No backup takes more WAL: 16 TiB in segments of the usual size.
+const WAL_SEGMENTS_MAX: u64 = 1 << 20;
 
 /// A backup's description. Fields are only ever added; unknown ones are kept readable by serde's default.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -54,7 +58,25 @@ impl BackupInfo {
 
     /// What the file's content says.
     pub fn from_json(bytes: &[u8]) -> Result<Self, Malformed> {
-        read_json(bytes, "backup")
+        let info: Self = read_json(bytes, "backup")?;
+        info.check().map_err(|detail| Malformed::damaged(0, detail))?;
+        Ok(info)
+    }
+
+    /// What a reader counts and computes with. The checksum says that somebody meant it, not that it makes sense.
+    fn check(&self) -> Result<(), String> {
+        let WalRange { start, stop, .. } = self.wal;
+        let segment_bytes = self.server.wal_segment_bytes;
+        check_segment_bytes(segment_bytes)?;
+        if start > stop || (stop.0 - start.0) / segment_bytes > WAL_SEGMENTS_MAX {
+            return Err(format!("a backup that begins at {start} and ends at {stop} of the WAL"));
+        }
+        let mut oids: Vec<_> = self.tablespaces.iter().map(|tablespace| tablespace.oid).collect();
+        oids.sort_unstable();
+        if let Some(pair) = oids.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(format!("two tablespaces {}", pair[0]));
+        }
+        Ok(())
     }
 }
 
@@ -157,4 +179,11 @@ pub struct Totals {
     pub shared_bytes: u64,
     /// Wall time of the whole backup, milliseconds.
     pub milliseconds: u64,
+}
+
+impl Totals {
+    /// Bytes that the backup added to the repository.
+    pub fn added_bytes(&self) -> u64 {
+        self.added_pack_bytes.saturating_add(self.added_manifest_bytes)
+    }
 }

@@ -17,6 +17,7 @@ pub mod manifest;
 pub mod pack;
 pub mod patch;
 pub mod repository;
+pub mod unfinished;
 pub mod wal;
 
 /// The format that this version writes, and the newest that it reads.

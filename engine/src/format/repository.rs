@@ -123,13 +123,17 @@ impl ClusterInfo {
     /// What the file's content says.
     pub fn from_json(bytes: &[u8]) -> Result<Self, Malformed> {
         let info: Self = read_json(bytes, "cluster")?;
-        let sizes = WAL_SEGMENT_BYTES_MIN..=WAL_SEGMENT_BYTES_MAX;
-        if !sizes.contains(&info.wal_segment_bytes) || !info.wal_segment_bytes.is_power_of_two() {
-            let found = info.wal_segment_bytes;
-            return Err(Malformed::damaged(0, format!("{found} bytes are no WAL segment size (1 MiB to 1 GiB)")));
-        }
+        check_segment_bytes(info.wal_segment_bytes).map_err(|detail| Malformed::damaged(0, detail))?;
         Ok(info)
     }
+}
+
+/// Refuses what PostgreSQL's segments cannot be.
+pub(super) fn check_segment_bytes(bytes: u64) -> Result<(), String> {
+    if (WAL_SEGMENT_BYTES_MIN..=WAL_SEGMENT_BYTES_MAX).contains(&bytes) && bytes.is_power_of_two() {
+        return Ok(());
+    }
+    Err(format!("{bytes} bytes are no WAL segment size (1 MiB to 1 GiB)"))
 }
 
 /// `initdb --wal-segsize` takes 1 MiB to 1 GiB, in powers of two.

@@ -1,8 +1,7 @@
 //! One cluster of a repository: its backups and its WAL.
 
-use std::collections::BTreeSet;
-
-use super::{BackupWriter, ClusterInfo, Manifest, Parent, Repository, get, keys, list_or_empty};
+use super::leftovers::Names;
+use super::{BackupWriter, ClusterInfo, Manifest, Parent, Repository, get, keys};
 use crate::blocks::Blocks;
 use crate::format::backup::BackupInfo;
 use crate::store::Store;
@@ -56,12 +55,16 @@ impl Cluster {
         &**self.repository.store()
     }
 
-    /// The labels of its backups, oldest first.
+    /// The labels of its backups, oldest first; of those too that have lost their description, so that none vanishes
+    /// without a word.
     pub fn labels(&self) -> Result<Vec<BackupLabel>> {
-        let entries = list_or_empty(self.store(), &keys::backups(self.name()))?;
         // A label begins with the time of its backup's start.
-        let labels: BTreeSet<_> = entries.iter().filter_map(|entry| keys::backup_of(entry.name())).collect();
-        Ok(labels.into_iter().collect())
+        Ok(Names::of(self)?.committed())
+    }
+
+    /// The labels of backups that run, or that were interrupted and not yet swept.
+    pub fn unfinished(&self) -> Result<Vec<BackupLabel>> {
+        Ok(Names::of(self)?.unfinished().cloned().collect())
     }
 
     /// The description of a backup.
@@ -72,6 +75,14 @@ impl Cluster {
         };
         if info.label != *label || info.cluster != *self.name() {
             let detail = format!("it describes backup {} of cluster \"{}\"", info.label, info.cluster);
+            return Err(Error::corrupt(self.store().describe(&key), detail));
+        }
+        let of =
+            |identifier, segment_bytes| format!("system identifier {identifier}, segments of {segment_bytes} bytes");
+        let found = of(info.server.system_identifier, info.server.wal_segment_bytes);
+        let expected = of(self.info.system_identifier, self.info.wal_segment_bytes);
+        if found != expected {
+            let detail = format!("it describes a backup of another cluster: {found}, not {expected}");
             return Err(Error::corrupt(self.store().describe(&key), detail));
         }
         Ok(info)
@@ -124,6 +135,11 @@ impl Cluster {
 
     pub(super) fn no_such_backup(&self, label: &BackupLabel) -> Result<Error> {
         let known = self.labels()?;
+        if known.contains(label) {
+            let path = self.store().describe(&keys::backup(self.name(), label));
+            let detail = "the description of the backup is missing, but its manifest is there, and it was finished";
+            return Ok(Error::corrupt(path, detail));
+        }
         let known = known.iter().rev().take(5).map(BackupLabel::as_str).collect::<Vec<_>>().join(", ");
         let known = if known.is_empty() { "none yet".to_owned() } else { known };
         Ok(Error::NotFound(format!("cluster \"{}\" has no backup {label} (newest: {known})", self.name())))

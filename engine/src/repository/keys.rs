@@ -10,6 +10,7 @@ pub(crate) const CLUSTERS: &str = "clusters";
 const PACK_SUFFIX: &str = ".pack";
 const MANIFEST_SUFFIX: &str = ".manifest";
 const BACKUP_SUFFIX: &str = ".json";
+const UNFINISHED_SUFFIX: &str = ".unfinished";
 
 pub(crate) fn cluster_info(cluster: &ClusterName) -> String {
     format!("{CLUSTERS}/{cluster}/cluster.json")
@@ -60,6 +61,16 @@ pub(crate) fn backup_of(name: &str) -> Option<BackupLabel> {
     name.strip_suffix(BACKUP_SUFFIX)?.parse().ok()
 }
 
+/// The mark of a backup that is not committed, beside the descriptions.
+pub(crate) fn unfinished(cluster: &ClusterName, label: &BackupLabel) -> String {
+    format!("{CLUSTERS}/{cluster}/backups/{label}{UNFINISHED_SUFFIX}")
+}
+
+/// The backup of a mark's file name in [`backups`].
+pub(crate) fn unfinished_of(name: &str) -> Option<BackupLabel> {
+    name.strip_suffix(UNFINISHED_SUFFIX)?.parse().ok()
+}
+
 pub(crate) fn wal(cluster: &ClusterName) -> String {
     format!("{CLUSTERS}/{cluster}/wal")
 }
@@ -88,7 +99,8 @@ mod tests {
         }
         let label: BackupLabel = "20261122T081500Z-F".parse().unwrap();
         assert_eq!(manifest_of("20261122T081500Z-F.manifest"), Some(label.clone()));
-        assert_eq!(backup_of("20261122T081500Z-F.json"), Some(label));
+        assert_eq!(backup_of("20261122T081500Z-F.json"), Some(label.clone()));
+        assert_eq!(unfinished_of("20261122T081500Z-F.unfinished"), Some(label));
         assert_eq!(timeline_of("0000000A"), Some(Timeline(10)));
         assert_eq!(timeline_of("A"), None);
     }

@@ -16,7 +16,7 @@ use crate::format::backup::BackupInfo;
 use crate::format::block::BlockRecord;
 use crate::format::file::{FileKind, FileRecord};
 use crate::format::manifest::{
-    CHUNK_BYTES_MAX, ChunkRef, Group, IndexChunk, LEAF_RECORDS, ManifestUse, PackUse, Root, path,
+    ChunkRef, Group, IndexChunk, LEAF_RECORDS, ManifestUse, PackUse, Root, check_below, path,
 };
 use crate::units::BlockNumber;
 use crate::{Error, Result};
@@ -52,10 +52,8 @@ impl Manifest {
         let hash = Hash::from_hex(&info.manifest.root_hash)
             .ok_or_else(|| Error::corrupt(described(), "the hash of the manifest's root is not 64 hex digits"))?;
         let (bytes, offset) = (info.manifest.root_bytes, info.manifest.root_offset);
-        if bytes == 0 || bytes > CHUNK_BYTES_MAX {
-            return Err(Error::corrupt(described(), format!("a manifest root of {bytes} bytes")));
-        }
         let place = ChunkRef { hash, manifest: 0, bytes, offset };
+        place.check().map_err(|detail| Error::corrupt(described(), format!("the manifest's root: {detail}")))?;
         let path = cluster.store().describe(&key);
         let root = Root::from_bytes(&read_chunk(cluster.store(), &key, &place)?)
             .map_err(|malformed| malformed.in_file(&path, offset))?;
@@ -185,12 +183,14 @@ impl Manifest {
     /// Adds a group to what was found, in path order.
     pub(super) fn audit_group(&self, placed: &PlacedGroup, audit: &mut Audit) -> Result<()> {
         let files = placed.group.files();
-        if let (Some(last), Some(first)) = (&audit.last_path, files.first())
-            && path::order(last, &first.path) != Ordering::Less
-        {
-            return Err(self.inner.chunks.corrupt(&placed.chunk, format!("\"{}\" is out of order", first.path)));
+        if let (Some(last), Some(first)) = (&audit.last, files.first()) {
+            let refuse = |detail: String| self.inner.chunks.corrupt(&placed.chunk, detail);
+            if path::order(&last.path, &first.path) != Ordering::Less {
+                return Err(refuse(format!("\"{}\" is out of order", first.path)));
+            }
+            check_below(last, &first.path).map_err(refuse)?;
         }
-        audit.last_path = files.last().map(|file| file.path.clone());
+        audit.last = files.last().cloned();
         audit.counted.groups += 1;
         audit.counted.files += files.len() as u64;
         audit.counted.blocks += placed.group.blocks();
@@ -284,7 +284,7 @@ impl Manifest {
 #[derive(Debug, Default)]
 pub(super) struct Audit {
     counted: Counted,
-    last_path: Option<String>,
+    last: Option<FileRecord>,
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]

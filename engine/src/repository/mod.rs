@@ -6,12 +6,12 @@
 //! clusters/<cluster>/locks/              backup, push: flock'ed files
 //! clusters/<cluster>/packs/              blocks
 //! clusters/<cluster>/manifests/          which blocks make which files
-//! clusters/<cluster>/backups/            a description of each backup: its appearance is the commit
+//! clusters/<cluster>/backups/            a description of each backup: its appearance is the commit; marks of unfinished ones
 //! clusters/<cluster>/wal/<timeline>/     segments, histories
 //! ```
 //!
 //! Always true: what a committed backup refers to is durable and never changes; everything that a crash leaves is
-//! garbage that no backup refers to, and the next backup sweeps it.
+//! garbage that the mark of an unfinished backup claims, and the next backup sweeps that and nothing else.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,6 +25,7 @@ use crate::{Error, Result};
 mod chunks;
 mod cluster;
 pub(crate) mod keys;
+mod leftovers;
 mod lock;
 mod manifest;
 mod packs;
@@ -76,6 +77,10 @@ impl Repository {
 
     pub(crate) fn with_store(root: &Path, store: Arc<dyn Store>) -> Result<Self> {
         let Some(info) = get(&*store, keys::REPOSITORY, RepositoryInfo::from_json)? else {
+            if !list_or_empty(&*store, keys::CLUSTERS)?.is_empty() {
+                let detail = "the description of the repository is missing, but its clusters are there";
+                return Err(Error::corrupt(store.describe(keys::REPOSITORY), detail));
+            }
             let what = if root.exists() { "it holds no pghydrant.json" } else { "no such directory" };
             return Err(Error::NotFound(format!("{} is not a repository: {what}", root.display())));
         };
@@ -139,8 +144,10 @@ impl Repository {
     /// Whether there is more of a cluster than the directory that a crash left of its first push.
     fn has_content(&self, name: &ClusterName) -> Result<bool> {
         let store = &**self.store();
-        let backups = list_or_empty(store, &keys::backups(name))?;
-        Ok(!backups.is_empty() || !list_or_empty(store, &keys::wal(name))?.is_empty())
+        let directories = [keys::backups, keys::manifests, keys::wal];
+        directories
+            .iter()
+            .try_fold(false, |found, directory| Ok(found || !list_or_empty(store, &directory(name))?.is_empty()))
     }
 
     /// Opens the cluster that `info` describes, making it if it is new. A cluster of that name with another system

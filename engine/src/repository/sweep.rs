@@ -1,17 +1,14 @@
-//! What crashed backups and pushes left: found and removed by the next backup, under its lock.
+//! What crashed backups and pushes left: removed by the next backup, under its lock.
 //!
-//! A pack or a manifest that no committed backup refers to is garbage, because only a backup makes them and only one
-//! backup runs at a time. Where a committed backup cannot be read, nobody knows what it refers to, and nothing is
-//! removed.
+//! Only what an interrupted backup's mark claims is removed, and the mark after it; [`leftovers`](super::leftovers) tells
+//! how that is known. Whatever else belongs to no backup stays for an operator to judge: `verify` names it.
 
-use std::collections::HashSet;
-
-use super::{Cluster, Lock, LockKind, Manifest, keys, list_or_empty};
-use crate::units::{BackupLabel, PackId};
+use super::leftovers::Leftovers;
+use super::{Cluster, Lock, LockKind, keys, list_or_empty};
 use crate::{Error, Result};
 
-/// What is in use, and what a new backup must stay clear of.
-#[derive(Debug, Default)]
+/// What was removed, and what a new backup must stay clear of.
+#[derive(Debug)]
 pub(super) struct Swept {
     /// Higher than every pack that there is or that is referred to.
     pub(super) next_pack: u32,
@@ -21,34 +18,25 @@ pub(super) struct Swept {
 
 /// Removes garbage. The caller holds the backup lock.
 pub(super) fn sweep(cluster: &Cluster) -> Result<Swept> {
-    let in_use = match InUse::of(cluster) {
-        Ok(in_use) => Some(in_use),
-        Err(error @ (Error::Corrupt { .. } | Error::Unsupported { .. })) => {
+    let leftovers = Leftovers::of(cluster)?;
+    let all_is_known = match leftovers.unknown {
+        None => true,
+        Some(error @ (Error::Corrupt { .. } | Error::Unsupported { .. })) => {
             tracing::warn!("what crashed backups left is kept, because a backup cannot be read: {error}");
-            None
+            false
         }
-        Err(error) => return Err(error),
+        Some(error) => return Err(error),
     };
-    let mut swept = Swept::default();
+    let mut swept = Swept { next_pack: leftovers.next_pack, bytes: 0 };
     let store = cluster.store();
-    for entry in list_or_empty(store, &keys::packs(cluster.name()))? {
-        let Some(pack) = keys::pack_of(entry.name()) else { continue };
-        if in_use.as_ref().is_some_and(|in_use| !in_use.packs.contains(&pack)) {
-            store.remove(&entry.key)?;
-            swept.bytes += entry.bytes;
-        } else {
-            swept.next_pack = swept.next_pack.max(pack.0.saturating_add(1));
-        }
+    for entry in &leftovers.garbage {
+        store.remove(&entry.key)?;
+        swept.bytes += entry.bytes;
     }
-    if let Some(in_use) = &in_use {
-        // One that is referred to but lost keeps its number.
-        let referred = in_use.packs.iter().map(|pack| pack.0.saturating_add(1)).max();
-        swept.next_pack = swept.next_pack.max(referred.unwrap_or(0));
-        for entry in list_or_empty(store, &keys::manifests(cluster.name()))? {
-            if keys::manifest_of(entry.name()).is_some_and(|label| !in_use.manifests.contains(&label)) {
-                store.remove(&entry.key)?;
-                swept.bytes += entry.bytes;
-            }
+    if all_is_known {
+        // Last: what a crash of this sweep leaves is still claimed.
+        for label in leftovers.names.marks() {
+            store.remove(&keys::unfinished(cluster.name(), label))?;
         }
     }
     for directory in [keys::packs, keys::manifests, keys::backups] {
@@ -67,24 +55,4 @@ fn sweep_pushes(cluster: &Cluster) -> Result<u64> {
     };
     let timelines = list_or_empty(cluster.store(), &keys::wal(cluster.name()))?;
     timelines.iter().filter(|entry| entry.is_directory).map(|entry| cluster.store().sweep_uploads(&entry.key)).sum()
-}
-
-/// Everything that committed backups refer to.
-#[derive(Debug, Default)]
-struct InUse {
-    packs: HashSet<PackId>,
-    manifests: HashSet<BackupLabel>,
-}
-
-impl InUse {
-    fn of(cluster: &Cluster) -> Result<Self> {
-        let mut in_use = Self::default();
-        for label in cluster.labels()? {
-            let manifest = Manifest::open(cluster, &cluster.backup_info(&label)?)?;
-            in_use.packs.extend(manifest.packs().iter().map(|used| used.pack));
-            in_use.manifests.extend(manifest.manifests().iter().map(|used| used.label.clone()));
-            in_use.manifests.insert(label);
-        }
-        Ok(in_use)
-    }
 }

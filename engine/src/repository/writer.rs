@@ -4,7 +4,8 @@
 //! in any order. Of a group that is written only the reference to its chunk is kept, so memory does not grow with the
 //! blocks. A chunk that the parent has, byte for byte, is referred to and not written.
 //!
-//! Always true: `<label>.json` appears after everything that it leads to is durable.
+//! Always true: `<label>.json` appears after everything that it leads to is durable, and until then `<label>.unfinished`
+//! claims what there is of the backup.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -15,6 +16,7 @@ use jiff::Timestamp;
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 
+use super::leftovers::Names;
 use super::packs::Packs;
 use super::sweep::sweep;
 use super::{Backup, Cluster, Lock, LockKind, PackWriter, keys, now, put};
@@ -25,6 +27,7 @@ use crate::format::file::{FileKind, FileRecord};
 use crate::format::manifest::{
     ChunkRef, Group, IndexEntry, LEAF_RECORDS, ManifestHeader, ManifestUse, PackUse, Root, build_index, leaf_to_bytes,
 };
+use crate::format::unfinished::UnfinishedInfo;
 use crate::format::{FORMAT, MINIMUM_READER};
 use crate::store::{Existing, Upload};
 use crate::units::{BackupLabel, PackId};
@@ -112,6 +115,10 @@ impl BackupWriter {
         };
         let (parent, known) = parent.map_or_else(Default::default, |(parent, known)| (Some(parent), known));
         let label = new_label(cluster, parent.is_some())?;
+        let (started_at, first_pack) = (now(), swept.next_pack);
+        let mark = UnfinishedInfo::new(label.clone(), started_at.clone(), PackId(first_pack));
+        // Before anything else of the backup: what there is of it is claimed.
+        put(cluster.store(), &keys::unfinished(cluster.name(), &label), mark.to_json())?;
         let inherited = parent.iter().flat_map(|parent| parent.manifest.manifests());
         let manifests = inherited.map(|used| used.label.clone()).chain([label.clone()]).collect();
 
@@ -126,7 +133,7 @@ impl BackupWriter {
             block_size: repository.info().block_bytes,
             compression: repository.info().compression,
             parent: parent.as_ref().map(Backup::blocks),
-            next_pack: AtomicU32::new(swept.next_pack.max(1)),
+            next_pack: AtomicU32::new(first_pack),
             unfinished: AtomicU32::new(0),
             added_bytes: AtomicU64::new(0),
             shared_bytes: AtomicU64::new(0),
@@ -134,7 +141,7 @@ impl BackupWriter {
         Ok(Self {
             cluster: cluster.clone(),
             label,
-            started_at: now(),
+            started_at,
             began: Instant::now(),
             known,
             parent,
@@ -276,6 +283,10 @@ impl BackupWriter {
             totals,
         };
         put(self.cluster.store(), &keys::backup(self.cluster.name(), &info.label), info.to_json())?;
+        if let Err(error) = self.cluster.store().remove(&keys::unfinished(self.cluster.name(), &info.label)) {
+            // The backup exists; the next one removes the mark.
+            tracing::warn!("the mark of a backup that is finished stays: {error}");
+        }
         Ok(info)
     }
 
@@ -356,7 +367,7 @@ fn new_label(cluster: &Cluster, incremental: bool) -> Result<BackupLabel> {
         let time = DateTime::strptime(FORMAT, text).ok()?;
         Some(time.to_zoned(TimeZone::UTC).ok()?.timestamp().as_second())
     };
-    let taken = cluster.labels()?.iter().filter_map(second_of).max();
+    let taken = Names::of(cluster)?.taken().filter_map(second_of).max();
     let second = taken.map_or(i64::MIN, |taken| taken + 1).max(Timestamp::now().as_second());
     let time = Timestamp::from_second(second).map_err(|cause| refuse(cause.to_string()))?;
     let kind = if incremental { 'I' } else { 'F' };

@@ -65,6 +65,11 @@ impl WalArchive {
         let file = self.parse(name)?;
         let key = self.key(file);
         let Some(object) = WalObject::open(self.store(), &key, name)? else { return Ok(None) };
+        let (found, expected) = (object.repository(), self.cluster.repository().info().id);
+        if found != expected {
+            let detail = format!("it is of the repository with id {found}, not {expected}");
+            return Err(Error::corrupt(self.store().describe(&key), detail));
+        }
         let (found, expected) = (object.system_identifier(), self.cluster.info().system_identifier);
         if found != expected && found.0 != 0 {
             let detail = format!("it is of the cluster with system identifier {found}, not {expected}");

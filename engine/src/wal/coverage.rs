@@ -10,9 +10,9 @@ use std::fmt;
 use super::WalArchive;
 use super::history::History;
 use super::name::{SegmentName, WalFile};
-use crate::Result;
 use crate::format::backup::BackupInfo;
 use crate::units::{Lsn, Timeline};
+use crate::{Error, Result};
 
 /// How many missing segments are told one by one.
 const MISSING_MAX: usize = 1000;
@@ -24,6 +24,19 @@ pub struct Gap {
     pub first: SegmentName,
     /// How many are missing, at least 1.
     pub segments: u64,
+}
+
+/// Where a timeline begins, and what is missing on the way onto it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Branch {
+    /// The way onto the timeline.
+    pub path: History,
+    /// The last segment there is of the parent before it was left.
+    pub before: SegmentName,
+    /// The first segment there is of the timeline.
+    pub after: SegmentName,
+    /// What is missing between the two: of the parent, then of the timeline itself.
+    pub missing: Vec<Gap>,
 }
 
 /// How far recovery can come from a backup along one timeline.
@@ -60,14 +73,45 @@ impl fmt::Display for Gap {
 type Present = BTreeMap<Timeline, BTreeMap<u64, i64>>;
 
 impl WalArchive {
-    /// The gaps of all timelines: segments that are missing between two of one timeline.
+    /// The gaps of all timelines: segments that are missing between two of one timeline, or where one left another.
     pub fn gaps(&self) -> Result<Vec<Gap>> {
+        let mut gaps = self.gaps_within()?;
+        gaps.extend(self.branches()?.into_iter().flat_map(|branch| branch.missing));
+        gaps.sort_unstable_by_key(|gap| gap.first);
+        Ok(gaps)
+    }
+
+    /// Segments that are missing between two of one timeline.
+    pub fn gaps_within(&self) -> Result<Vec<Gap>> {
         let mut gaps = Vec::new();
         for timeline in self.timelines()? {
             let segments = self.segments(timeline)?;
             gaps.extend(segments.windows(2).filter_map(|pair| gap_between(pair[0], pair[1].number)));
         }
         Ok(gaps)
+    }
+
+    /// The beginning of every timeline that has segments, as its parent has from before, and a history which can be read.
+    pub fn branches(&self) -> Result<Vec<Branch>> {
+        let mut branches = Vec::new();
+        for timeline in self.timelines()? {
+            let Some(after) = self.segments(timeline)?.first().copied() else { continue };
+            let path = match self.history(timeline) {
+                Ok(Some(path)) => path,
+                Ok(None) | Err(Error::Corrupt { .. }) => continue,
+                Err(error) => return Err(error),
+            };
+            let Some(left) = path.ancestors.last() else { continue };
+            let begins = left.left_at.0 / self.segment_bytes();
+            let before = self.segments(left.timeline)?.into_iter().rfind(|segment| segment.number < begins);
+            let Some(before) = before else { continue };
+            let own =
+                Gap { first: SegmentName { timeline, number: begins }, segments: after.number.saturating_sub(begins) };
+            let own = Some(own).filter(|own| own.segments > 0);
+            let missing = gap_between(before, begins).into_iter().chain(own).collect();
+            branches.push(Branch { path, before, after, missing });
+        }
+        Ok(branches)
     }
 
     /// The segments that are missing to replay from `start` to `stop` (none: to the newest there is) along `path`; at

@@ -18,7 +18,7 @@ mod push;
 mod tests;
 
 pub use archive::WalArchive;
-pub use coverage::{Gap, Reach};
+pub use coverage::{Branch, Gap, Reach};
 pub use fetch::Fetched;
 pub use object::WalObject;
 pub use page::SegmentHeader;

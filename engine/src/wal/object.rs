@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::blocks::{Blocks, Scratch};
 use crate::format::file::{FileKind, FileRecord};
+use crate::format::repository::RepositoryId;
 use crate::format::wal::WalHeader;
 use crate::repository::is_absent;
 use crate::store::Store;
@@ -16,6 +17,7 @@ pub struct WalObject {
     blocks: Blocks,
     file: Arc<FileRecord>,
     system_identifier: SystemIdentifier,
+    repository: RepositoryId,
 }
 
 impl WalObject {
@@ -49,7 +51,8 @@ impl WalObject {
             first_block: BlockNumber(0),
         };
         let blocks = Blocks::of_object(Arc::clone(store), key, header.blocks, header.block_size);
-        Ok(Some(Self { blocks, file: Arc::new(file), system_identifier: header.system_identifier }))
+        let (system_identifier, repository) = (header.system_identifier, header.repository);
+        Ok(Some(Self { blocks, file: Arc::new(file), system_identifier, repository }))
     }
 
     /// The length of the file's content.
@@ -65,6 +68,11 @@ impl WalObject {
     /// The cluster that wrote it; 0 where the file does not tell.
     pub fn system_identifier(&self) -> SystemIdentifier {
         self.system_identifier
+    }
+
+    /// The repository that it was written for.
+    pub fn repository(&self) -> RepositoryId {
+        self.repository
     }
 
     /// Reads content from `offset` on, verified; how much, at the end less than `out` holds.

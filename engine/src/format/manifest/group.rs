@@ -63,14 +63,15 @@ impl Group {
         if files.is_empty() || files.len() > GROUP_FILES_MAX {
             return Err(format!("a group of {} files, expected 1 to {GROUP_FILES_MAX}", files.len()));
         }
+        files.iter().try_for_each(check_file)?;
         for pair in files.windows(2) {
             if path::order(&pair[0].path, &pair[1].path) != Ordering::Less {
                 return Err(format!("\"{}\" stands before \"{}\"", pair[0].path, pair[1].path));
             }
+            check_below(&pair[0], &pair[1].path)?;
         }
         let mut blocks = 0_u64;
         for file in &mut files {
-            check_file(file)?;
             file.first_block = BlockNumber(blocks);
             blocks = blocks
                 .checked_add(block_size.blocks_of(file.bytes))
@@ -170,6 +171,18 @@ impl Group {
     }
 }
 
+/// Whether `path` may stand directly behind `before`: nothing lies below what is no directory. What lies below a name
+/// stands directly behind it, so this finds all of it, and no file is ever written through a link.
+pub(crate) fn check_below(before: &FileRecord, path: &str) -> Result<(), String> {
+    match before.kind {
+        FileKind::Directory | FileKind::Tablespace { .. } => Ok(()),
+        FileKind::Regular | FileKind::Symlink { .. } if !path::is_below(path, &before.path) => Ok(()),
+        FileKind::Regular | FileKind::Symlink { .. } => {
+            Err(format!("\"{path}\" lies below \"{}\", which is no directory", before.path))
+        }
+    }
+}
+
 /// What holds for every file, written or read.
 fn check_file(record: &FileRecord) -> Result<(), String> {
     path::check(&record.path)?;
@@ -182,7 +195,11 @@ fn check_file(record: &FileRecord) -> Result<(), String> {
     match &record.kind {
         FileKind::Regular => return Ok(()),
         FileKind::Directory => {}
-        FileKind::Symlink { target } | FileKind::Tablespace { location: target } => path::check_target(target)?,
+        FileKind::Symlink { target } => path::check_target(target)?,
+        FileKind::Tablespace { location } if path::tablespace_oid(&record.path).is_some() => {
+            path::check_target(location)?;
+        }
+        FileKind::Tablespace { .. } => return Err(format!("\"{}\" cannot be a tablespace", record.path)),
     }
     if record.bytes != 0 || record.crc32c != 0 {
         return Err(format!("\"{}\" is no regular file but has {} bytes", record.path, record.bytes));

@@ -38,6 +38,7 @@ mod root;
 mod tests;
 
 pub use group::Group;
+pub(crate) use group::check_below;
 pub use header::ManifestHeader;
 pub use index::{IndexChunk, IndexEntry, build_index};
 pub use leaf::{leaf_from_bytes, leaf_to_bytes};
@@ -109,7 +110,8 @@ impl ChunkRef {
         Ok(reference)
     }
 
-    fn check(&self) -> Result<(), String> {
+    /// What holds for every reference, written or read.
+    pub(crate) fn check(&self) -> Result<(), String> {
         if self.bytes == 0 || self.bytes > CHUNK_BYTES_MAX {
             return Err(format!("a chunk of {} bytes, expected 1 to {CHUNK_BYTES_MAX}", self.bytes));
         }

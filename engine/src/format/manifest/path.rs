@@ -43,6 +43,13 @@ pub fn check_target(target: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// The OID of the tablespace whose place in the data directory `path` is: `pg_tblspc/<oid>`, as PostgreSQL writes it.
+pub fn tablespace_oid(path: &str) -> Option<u32> {
+    let digits = path.strip_prefix("pg_tblspc/")?;
+    let oid = digits.parse::<u32>().ok().filter(|oid| *oid != 0)?;
+    (oid.to_string() == digits).then_some(oid)
+}
+
 /// The order of files in a manifest: by bytes, with `/` before every other, which is component by component. So a
 /// directory stands directly before what is in it, and all of that stands together.
 pub fn order(left: &str, right: &str) -> Ordering {
@@ -81,6 +88,17 @@ mod tests {
         for bad in ["", "/etc/passwd", "a//b", "a/", "./a", "a/.", "..", "a/../b", "a\0b", &long, &deep] {
             assert!(check(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_tablespace_has_one_place() {
+        assert_eq!(tablespace_oid("pg_tblspc/16400"), Some(16400));
+        for bad in
+            ["base", "pg_tblspc", "pg_tblspc/", "pg_tblspc/0", "pg_tblspc/016400", "pg_tblspc/+1", "pg_tblspc/1/2"]
+        {
+            assert_eq!(tablespace_oid(bad), None, "{bad}");
+        }
+        assert_eq!(tablespace_oid("pg_tblspc/4294967296"), None);
     }
 
     #[test]

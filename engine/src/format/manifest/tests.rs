@@ -36,6 +36,10 @@ fn any_file() -> impl Strategy<Value = FileRecord> {
     ];
     (any_path(), kind, 0_u32..=0o7777, any::<[u32; 2]>(), any::<i64>(), 0_u64..1 << 36, any::<u32>()).prop_map(
         |(path, kind, mode, [uid, gid], modified, bytes, crc32c)| {
+            let path = match kind {
+                FileKind::Tablespace { .. } => format!("pg_tblspc/{}", uid.max(1)),
+                _ => path,
+            };
             let (bytes, crc32c) = if kind == FileKind::Regular { (bytes, crc32c) } else { (0, 0) };
             FileRecord { path, kind, mode, uid, gid, modified, bytes, crc32c, first_block: BlockNumber(0) }
         },
@@ -45,7 +49,8 @@ fn any_file() -> impl Strategy<Value = FileRecord> {
 fn any_group() -> impl Strategy<Value = Group> {
     (prop::collection::vec(any_file(), 1..40), any_block_size(), any_chunk_ref()).prop_map(|(mut files, size, leaf)| {
         files.sort_by(|left, right| path::order(&left.path, &right.path));
-        files.dedup_by(|left, right| left.path == right.path);
+        // The later of two is gone where both are one name, or it lies below what is no directory.
+        files.dedup_by(|later, before| later.path == before.path || check_below(before, &later.path).is_err());
         let blocks: u64 = files.iter().map(|file| size.blocks_of(file.bytes)).sum();
         let leaves = (0..blocks.div_ceil(LEAF_RECORDS)).map(|at| ChunkRef { offset: leaf.offset + at, ..leaf });
         Group::new(size, files, leaves.collect()).unwrap()
@@ -309,4 +314,46 @@ fn groups_of_a_large_cluster_are_few_and_small() {
     let small = (0..100_000).map(|i| (format!("base/6/{i:06}"), 2));
     let groups: Vec<_> = cut_groups(large.chain(small)).collect();
     assert!((11_000..14_000).contains(&groups.len()), "{}", groups.len());
+}
+
+/// The bytes of a group as a forger would change them: `from` and `to` are as long as each other.
+fn forged_group(files: &[(&str, FileKind)], from: &[u8], to: &[u8]) -> Malformed {
+    let record = |(path, kind): &(&str, FileKind)| FileRecord {
+        path: (*path).to_owned(),
+        kind: kind.clone(),
+        mode: 0o600,
+        uid: 0,
+        gid: 0,
+        modified: 0,
+        bytes: 0,
+        crc32c: 0,
+        first_block: BlockNumber(0),
+    };
+    let bytes = Group::new(BlockSize::DEFAULT, files.iter().map(record).collect(), Vec::new()).unwrap().to_bytes();
+    let at = bytes.windows(from.len()).position(|window| window == from).unwrap();
+    let mut forged = bytes;
+    forged[at..at + to.len()].copy_from_slice(to);
+    Group::from_bytes(&forged).unwrap_err()
+}
+
+#[test]
+fn a_path_that_leads_elsewhere_is_refused_in_a_forged_group() {
+    let link = FileKind::Symlink { target: "/etc".to_owned() };
+    let tablespace = FileKind::Tablespace { location: "/fast".to_owned() };
+    let files = [("base", link), ("basf/passwd", FileKind::Regular), ("pg_tblspc/16400", tablespace)];
+    for (from, to, why) in [
+        ("basf/passwd", "base/passwd", "lies below \"base\", which is no directory"),
+        ("basf/passwd", "/etc/passwd", "is absolute"),
+        ("basf/passwd", "../../paswd", "names a directory relative to another"),
+        ("basf/passwd", "base.passw\0", "contains a zero byte"),
+        ("basf/passwd", "basf//asswd", "has an empty component"),
+        ("pg_tblspc/16400", "pg_tblspc/16/00", "cannot be a tablespace"),
+        ("pg_tblspc/16400", "pg_tblspc/../..", "names a directory relative to another"),
+        ("pg_tblspc/16400", "pg_tblspc/06400", "cannot be a tablespace"),
+        ("pg_tblspc/16400", "pg_wal_/archive", "cannot be a tablespace"),
+        ("base/etcbasf", "baso/etcbasf", "stands before"),
+    ] {
+        let refused = forged_group(&files, from.as_bytes(), to.as_bytes()).to_string();
+        assert!(refused.contains(why), "{to:?}: {refused}");
+    }
 }

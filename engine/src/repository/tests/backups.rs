@@ -94,6 +94,11 @@ fn every_operation_of_a_backup_may_fail_once_or_for_ever_and_nothing_committed_i
             labels.push(info.label);
         }
         let found = cluster.labels().unwrap();
+        let proof = Verification::plan(&cluster, None).unwrap().run(&crate::progress::Counting::default()).unwrap();
+        // Their WAL was never pushed; an interrupted backup is no damage.
+        let damage =
+            proof.findings.iter().find(|finding| finding.kind != Kind::Missing || !finding.detail.contains("/wal/"));
+        assert!(damage.is_none(), "operation {fail_at}: {damage:?}");
         // An error while the name was made durable may leave the backup committed: it is whole then.
         for label in &found {
             cluster.backup(label).unwrap().manifest.verify_all().unwrap();
@@ -102,6 +107,9 @@ fn every_operation_of_a_backup_may_fail_once_or_for_ever_and_nothing_committed_i
         labels = found;
     }
     let cluster = cluster_of(&Repository::open(&root).unwrap()).unwrap();
+    drop(cluster.begin_backup(Parent::Latest).unwrap());
+    let proof = Verification::plan(&cluster, None).unwrap().run(&crate::progress::Counting::default()).unwrap();
+    assert_eq!((proof.unfinished.len(), proof.garbage_bytes), (1, 0), "only the one just begun");
     assert!(read_back(&cluster.backup(&before.0).unwrap()).unwrap() == before.1);
     assert!(read_back(&cluster.latest_backup().unwrap().unwrap()).unwrap() == tree);
 }
@@ -126,8 +134,10 @@ fn what_a_crash_leaves_is_swept_and_nothing_else() {
     worker.put(&pages(4, 5), None, None).unwrap();
     worker.finish().unwrap();
     std::mem::forget(store.create(&keys::pack(cluster.name(), PackId(77)), Existing::Refuse).unwrap());
-    store.put(&keys::manifest(cluster.name(), &"20200101T000000Z-F".parse().unwrap()), b"x", Existing::Refuse).unwrap();
+    store.put(&keys::manifest(cluster.name(), writer.label()), b"x", Existing::Refuse).unwrap();
+    assert_eq!(cluster.unfinished().unwrap(), [writer.label().clone()]);
     drop(writer);
+    assert_eq!(cluster.labels().unwrap(), std::slice::from_ref(&kept.label));
     assert_ne!(names(keys::packs(cluster.name())), before.0);
 
     drop(cluster.begin_backup(Parent::Latest).unwrap());

@@ -15,6 +15,8 @@ use crate::format::manifest::{LEAF_RECORDS, cut::cut_groups, path};
 use crate::units::{BackupLabel, BlockNumber, Lsn, PAGE_BYTES, PackId, SystemIdentifier, Timeline};
 
 mod backups;
+mod hostile;
+mod leftovers;
 mod verify;
 
 /// A data directory in memory: what a backup must give back.

@@ -11,7 +11,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use self::blocks::Proven;
 use self::found::Found;
-use super::{Backup, Cluster, keys, list_or_empty};
+use super::leftovers::Leftovers;
+use super::{Backup, Cluster, keys};
 use crate::format::header::HEADER_BYTES;
 use crate::format::manifest::ManifestHeader;
 use crate::format::pack::PackHeader;
@@ -38,7 +39,9 @@ pub struct Proof {
     pub findings: Vec<Finding>,
     /// WAL that is not there between backups that each have their own: they restore, but not beyond.
     pub islands: Vec<String>,
-    /// Bytes that belong to no backup: what crashed ones left, swept by the next backup.
+    /// Backups that run, or were interrupted.
+    pub unfinished: Vec<BackupLabel>,
+    /// Bytes that those have written so far, or left to be swept by the next backup.
     pub garbage_bytes: u64,
 }
 
@@ -79,7 +82,7 @@ impl Verification {
 
     /// Content bytes that [`run`](Self::run) will report as progress, about.
     pub fn bytes(&self) -> u64 {
-        self.backups.iter().map(|backup| backup.info.totals.bytes).sum::<u64>().saturating_add(self.wal_bytes)
+        self.backups.iter().fold(self.wal_bytes, |bytes, backup| bytes.saturating_add(backup.info.totals.bytes))
     }
 
     /// Reads everything. An error is a reason to stop; what is wrong with the repository is in the proof.
@@ -100,13 +103,14 @@ impl Verification {
             }
         }
         let wal = self.prove_wal(progress)?;
-        let garbage_bytes = if self.all { self.garbage(&packs)? } else { 0 };
+        let (unfinished, garbage_bytes) = if self.all { self.judge_leftovers()? } else { Default::default() };
         Ok(Proof {
             backups: self.backups.len() as u64,
             bytes: proven.bytes.into_inner() + wal.bytes,
             wal_files: wal.files,
             findings: self.found.into_findings(),
             islands: wal.islands,
+            unfinished,
             garbage_bytes,
         })
     }
@@ -148,14 +152,27 @@ impl Verification {
         self.cluster.store().read_at(key, 0, &mut page).map(|()| page)
     }
 
-    /// Bytes of packs that no backup refers to. With an unreadable backup nobody can tell.
-    fn garbage(&self, packs: &BTreeMap<PackId, BTreeSet<BackupLabel>>) -> Result<u64> {
-        if self.backups.len() != self.cluster.labels()?.len() {
-            return Ok(0);
+    /// What belongs to no backup: a finding, but for what unfinished ones claim. Tells who those are and how much it is.
+    fn judge_leftovers(&self) -> Result<(Vec<BackupLabel>, u64)> {
+        let leftovers = Leftovers::of(&self.cluster)?;
+        if let Some(error) = &leftovers.unknown
+            && self.backups.len() == leftovers.names.committed().len()
+        {
+            // Not of a backup's own files, which have been told.
+            self.found.add_for(error, [], &self.cluster.store().describe(&keys::backups(self.cluster.name())));
         }
-        let entries = list_or_empty(self.cluster.store(), &keys::packs(self.cluster.name()))?;
-        let is_garbage = |name: &str| keys::pack_of(name).is_some_and(|pack| !packs.contains_key(&pack));
-        Ok(entries.iter().filter(|entry| is_garbage(entry.name())).map(|entry| entry.bytes).sum())
+        if let Some(first) = leftovers.strays.first() {
+            let (count, bytes) =
+                (leftovers.strays.len(), leftovers.strays.iter().map(|entry| entry.bytes).sum::<u64>());
+            let path = self.cluster.store().describe(&first.key);
+            let detail = format!(
+                "{}: {count} packs of {bytes} bytes belong to no backup, and no unfinished one claims them: the backup that wrote them has lost its description and its manifest",
+                path.display()
+            );
+            self.found.insert(Kind::Missing, &path, detail, []);
+        }
+        let garbage_bytes = leftovers.garbage.iter().map(|entry| entry.bytes).sum();
+        Ok((leftovers.names.unfinished().cloned().collect(), garbage_bytes))
     }
 }
 

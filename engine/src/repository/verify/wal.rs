@@ -1,4 +1,5 @@
-//! Proving the WAL: each file of the archive, that every backup has its own segments, and that there is no gap.
+//! Proving the WAL: each file of the archive, that every backup has its own segments, and that there is
+//! no gap, within a timeline or on the way from one to the next.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,7 +12,7 @@ use crate::format::header::HEADER_BYTES;
 use crate::progress::Progress;
 use crate::wal::history::History;
 use crate::wal::name::{SegmentName, WalFile};
-use crate::wal::{SegmentHeader, WalArchive};
+use crate::wal::{Gap, SegmentHeader, WalArchive};
 use crate::{Error, Result};
 
 /// What was proven of the WAL.
@@ -65,7 +66,11 @@ impl Verification {
             }
             Ok(())
         })?;
-        let islands = if self.all { self.judge_gaps(&wal)? } else { Vec::new() };
+        let mut islands = Vec::new();
+        if self.all {
+            self.judge_histories(&wal)?;
+            islands = self.judge_gaps(&wal)?;
+        }
         Ok(ProvenWal { files: files.into_inner(), bytes: bytes.into_inner(), islands })
     }
 
@@ -74,29 +79,77 @@ impl Verification {
     fn judge_gaps(&self, wal: &WalArchive) -> Result<Vec<String>> {
         let segment_bytes = wal.segment_bytes();
         let mut islands = Vec::new();
-        for gap in wal.gaps()? {
+        for gap in wal.gaps_within()? {
             let next = SegmentName { timeline: gap.first.timeline, number: gap.first.number + gap.segments };
-            let ends = |info: &BackupInfo| own_segments(info).last().is_some_and(|last| last.next() == gap.first);
-            let begins = |info: &BackupInfo| own_segments(info).next() == Some(next);
-            let infos = || self.backups.iter().map(|backup| &backup.info);
-            if infos().any(ends) && infos().any(begins) {
+            if self.infos().any(|info| ends_before(info, gap.first)) && self.infos().any(|info| begins_at(info, next)) {
                 islands.push(gap.describe(segment_bytes));
             } else {
-                let path = wal.path_of(WalFile::Segment(gap.first));
-                let more = match gap.segments {
-                    1 => String::new(),
-                    segments => format!(" with the {} after it", segments - 1),
-                };
-                let detail = format!("{} is missing{more}, but the archive goes on behind", path.display());
                 // Recovery from any backup before it ends here.
-                let stopped = infos().filter(|info| {
-                    info.wal.timeline == gap.first.timeline && info.wal.stop <= gap.first.start(segment_bytes)
-                });
-                self.found.insert(Kind::Missing, &path, detail, stopped.map(|info| &info.label));
+                self.tell_gap(wal, &gap, |info| info.wal.timeline == gap.first.timeline);
+            }
+        }
+        for branch in wal.branches()? {
+            let is_island = self.infos().any(|info| ends_before(info, branch.before.next()))
+                && self.infos().any(|info| begins_at(info, branch.after));
+            for gap in &branch.missing {
+                let comes_along = |info: &BackupInfo| {
+                    info.wal.timeline != branch.path.timeline && branch.path.includes(info.wal.timeline, info.wal.stop)
+                };
+                if is_island {
+                    islands.push(gap.describe(segment_bytes));
+                } else if self.infos().any(|info| comes_along(info) && info.wal.stop <= gap.first.start(segment_bytes))
+                {
+                    self.tell_gap(wal, gap, comes_along);
+                }
             }
         }
         Ok(islands)
     }
+
+    /// A timeline that branched off another is found by its history alone.
+    fn judge_histories(&self, wal: &WalArchive) -> Result<()> {
+        let mut known: BTreeSet<_> = self.infos().map(|info| info.wal.timeline).collect();
+        for timeline in wal.timelines()? {
+            if !wal.segments(timeline)?.is_empty() {
+                known.insert(timeline);
+            }
+        }
+        // Where nothing older is there, nobody comes from it.
+        for timeline in known.into_iter().skip(1) {
+            let file = WalFile::History(timeline);
+            if !wal.contains(&file.file_name(wal.segment_bytes()))? {
+                let path = wal.path_of(file);
+                let detail = format!("{} is missing: nobody finds the way onto timeline {timeline}", path.display());
+                let older = self.infos().filter(|info| info.wal.timeline < timeline);
+                self.found.insert(Kind::Missing, &path, detail, older.map(|info| &info.label));
+            }
+        }
+        Ok(())
+    }
+
+    fn tell_gap(&self, wal: &WalArchive, gap: &Gap, comes_along: impl Fn(&BackupInfo) -> bool) {
+        let path = wal.path_of(WalFile::Segment(gap.first));
+        let more = match gap.segments {
+            1 => String::new(),
+            segments => format!(" with the {} after it", segments - 1),
+        };
+        let detail = format!("{} is missing{more}, but the archive goes on behind", path.display());
+        let start = gap.first.start(wal.segment_bytes());
+        let stopped = self.infos().filter(|info| comes_along(info) && info.wal.stop <= start);
+        self.found.insert(Kind::Missing, &path, detail, stopped.map(|info| &info.label));
+    }
+
+    fn infos(&self) -> impl Iterator<Item = &BackupInfo> {
+        self.backups.iter().map(|backup| &backup.info)
+    }
+}
+
+fn ends_before(info: &BackupInfo, segment: SegmentName) -> bool {
+    own_segments(info).last().is_some_and(|last| last.next() == segment)
+}
+
+fn begins_at(info: &BackupInfo, segment: SegmentName) -> bool {
+    own_segments(info).next() == Some(segment)
 }
 
 /// The segments that a backup needs to become consistent.
