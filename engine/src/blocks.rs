@@ -192,7 +192,7 @@ impl Blocks {
                 let skip = (offset + filled as u64 - index * block_bytes) as usize;
                 let lengths = (index..).map(|index| self.block_size.block_bytes_at(file.bytes, index));
                 let room = &mut out[filled..];
-                let raw = if skip == 0 { raw_blocks(ahead, lengths.clone(), room.len(), wanted) } else { 0 };
+                let raw = if skip == 0 { raw_blocks(ahead, lengths.clone(), room, wanted) } else { 0 };
                 let part = if raw > 0 {
                     self.read_raw(&ahead[..raw], lengths, room, wanted)
                 } else {
@@ -446,13 +446,16 @@ const fn patch_of(record: &BlockRecord) -> Option<Extent> {
 }
 
 /// How many blocks at the beginning of `ahead` are raw, lie beside each other, and are wanted whole: they fit into
-/// `room`. What is read once must begin and end at whole units.
-fn raw_blocks(ahead: &[BlockRecord], lengths: impl Iterator<Item = usize>, room: usize, wanted: Wanted) -> usize {
+/// `room`. What is read once must begin and end at whole units, in the pack and in memory.
+fn raw_blocks(ahead: &[BlockRecord], lengths: impl Iterator<Item = usize>, room: &[u8], wanted: Wanted) -> usize {
+    if wanted == Wanted::Once && !direct::begins_aligned(room) {
+        return 0;
+    }
     let (mut count, mut bytes, mut expected) = (0, 0, None);
     for (record, length) in ahead.iter().zip(lengths) {
         let Content::Stored { at, codec: Codec::Raw } = record.content else { break };
         let beside = expected.is_none_or(|(pack, end)| pack == at.pack && end == u64::from(at.offset));
-        let whole = at.stored as usize == length && bytes + length <= room;
+        let whole = at.stored as usize == length && bytes + length <= room.len();
         let aligned = length.is_multiple_of(DIRECT_BYTES) && at.offset.is_multiple_of(DIRECT_BYTES as u32);
         if !beside || !whole || (wanted == Wanted::Once && !aligned) {
             break;

@@ -59,6 +59,14 @@ impl OpenFile {
         })
     }
 
+    /// Decodes a run. What was read ahead for a reader past the page cache stays in no other either.
+    fn read_run(&self, run: &Run, out: &mut [u8]) -> engine::Result<()> {
+        match self.direct && run.is_ahead() {
+            true => self.content.read_once(run.start, out),
+            false => self.content.read(run.start, out),
+        }
+    }
+
     fn block_around(&self, offset: u64) -> Range<u64> {
         let block_bytes = self.content.block_bytes();
         let start = offset - offset % block_bytes;
@@ -292,7 +300,7 @@ impl Reader {
             Found::Bytes(bytes) => return Some(bytes),
             Found::Failed => {}
             Found::Claimed(mut claim) => {
-                if file.content.read(run.start, claim.buffer()).is_ok() {
+                if file.read_run(run, claim.buffer()).is_ok() {
                     return claim.finish();
                 }
             }
@@ -331,7 +339,7 @@ fn decode_ahead(jobs: &Receiver<Job>, runs: &Runs) {
             continue;
         }
         let Some(mut claim) = run.claim() else { continue };
-        let read = catch_unwind(AssertUnwindSafe(|| file.content.read(run.start, claim.buffer())));
+        let read = catch_unwind(AssertUnwindSafe(|| file.read_run(&run, claim.buffer())));
         match read {
             Ok(Ok(())) => {
                 claim.finish();

@@ -66,12 +66,17 @@ impl Drop for Session {
     }
 }
 
+/// How many threads answer the kernel.
+pub fn threads() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    (cores * THREADS_PER_CORE).clamp(THREADS_MIN, THREADS_MAX)
+}
+
 fn serve(file_system: impl Filesystem, device: OwnedFd, allow_other: bool) -> io::Result<JoinHandle<io::Result<()>>> {
     let acl = if allow_other { SessionACL::All } else { SessionACL::Owner };
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let mut config = Config::default();
     config.acl = acl;
-    config.n_threads = Some((cores * THREADS_PER_CORE).clamp(THREADS_MIN, THREADS_MAX));
+    config.n_threads = Some(threads());
     // A queue for every thread, where this user may open the device; one shared queue otherwise.
     config.clone_fd =
         rustix::fs::access(mounting::DEVICE, rustix::fs::Access::READ_OK | rustix::fs::Access::WRITE_OK).is_ok();

@@ -11,6 +11,8 @@ use std::sync::Arc;
 use engine::Error;
 use engine::hydration::{Fill, Filled, Hydration, Layout, Source as FillSource};
 use engine::io::{LocalDisk, durable};
+use engine::progress::{Progress, Stage};
+use engine::units::SessionId;
 use engine::wal::name::SegmentName;
 
 use super::Restore;
@@ -100,9 +102,10 @@ impl Restore<'_> {
         };
         let phase = self.context.output.phase("copy", plan.bytes);
         let step = self.context.output.step("copy");
-        let filled = hydration.outline(fill.workers, &phase).and_then(|_| hydration.fill(&fill, &phase));
+        let progress = Delivering { progress: &phase, mount };
+        let filled = hydration.outline(fill.workers, &progress).and_then(|_| hydration.fill(&fill, &progress));
         let figures = phase.finish();
-        let filled = filled.map_err(|error| explain(error, mount))?;
+        let filled = filled.map_err(|error| explain(error, mount, &self.session.journal.id))?;
         let resumed = if filled.present_blocks > 0 {
             format!(", {} blocks were there already", filled.present_blocks)
         } else {
@@ -230,10 +233,43 @@ fn lock_directory(data: &Path) -> anyhow::Result<File> {
     Ok(directory)
 }
 
-/// What the mount's server said, where the copier only saw an error of the mount.
-fn explain(error: Error, mount: Option<&SessionMount>) -> anyhow::Error {
-    let said = mount.filter(|mount| mount.prove().is_err()).and_then(SessionMount::last_words);
-    match said {
+/// Tells the watch over the mount, too, of what has arrived.
+struct Delivering<'a> {
+    progress: &'a dyn Progress,
+    mount: Option<&'a SessionMount>,
+}
+
+impl Progress for Delivering<'_> {
+    fn advance(&self, bytes: u64) {
+        self.progress.advance(bytes);
+        if let Some(mount) = self.mount {
+            mount.delivered(bytes);
+        }
+    }
+
+    fn waited(&self, stage: Stage, nanoseconds: u64) {
+        self.progress.waited(stage, nanoseconds);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.progress.cancelled()
+    }
+}
+
+/// What became of the mount's server, where the copier only saw an error of the mount.
+fn explain(error: Error, mount: Option<&SessionMount>, session: &SessionId) -> anyhow::Error {
+    let Some(mount) = mount else { return error.into() };
+    if let Some(patience) = mount.gave_up_after() {
+        let seconds = patience.as_secs();
+        let message =
+            format!("the mount's server hung: no data and no answer for {seconds} s; the mount was taken away");
+        return Failure::new(Exit::Waiting, message)
+            .hint(format!(
+                "is the repository's disk reachable? `pghydrant retry {session}` goes on from here, `pghydrant cancel {session}` gives it up"
+            ))
+            .into();
+    }
+    match Some(mount).filter(|mount| mount.prove().is_err()).and_then(SessionMount::last_words) {
         Some(words) => anyhow::Error::from(error).context(format!("the mount's server ended: {words}")),
         None => error.into(),
     }

@@ -26,7 +26,8 @@ impl DirectFiles {
     /// Fills the first `wanted` bytes of `out` from byte `offset` of `key`, and perhaps more of it. False if this is not
     /// the way to have them. Everything but `wanted` must be aligned.
     pub(super) fn read(&self, store: &dyn Store, key: &str, offset: u64, wanted: usize, out: &mut [u8]) -> bool {
-        let aligned = offset.is_multiple_of(DIRECT_BYTES as u64) && is_aligned(out);
+        let units = offset.is_multiple_of(DIRECT_BYTES as u64) && out.len().is_multiple_of(DIRECT_BYTES);
+        let aligned = units && begins_aligned(out);
         let Some(file) = Some(()).filter(|()| aligned).and_then(|()| self.file(store, key)) else { return false };
         let mut filled = 0;
         while filled < wanted {
@@ -71,9 +72,9 @@ impl DirectFiles {
     }
 }
 
-/// Address and length are what O_DIRECT asks for.
-pub(super) fn is_aligned(memory: &[u8]) -> bool {
-    memory.as_ptr().addr().is_multiple_of(DIRECT_BYTES) && memory.len().is_multiple_of(DIRECT_BYTES)
+/// The address is what O_DIRECT asks for.
+pub(super) fn begins_aligned(memory: &[u8]) -> bool {
+    memory.as_ptr().addr().is_multiple_of(DIRECT_BYTES)
 }
 
 #[cfg(test)]
