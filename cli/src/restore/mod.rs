@@ -130,6 +130,10 @@ pub(crate) fn run(arguments: &Arguments, context: &Context) -> anyhow::Result<Ex
 fn open(request: &Request) -> anyhow::Result<Cluster> {
     let not_found = |error, hint: &str| match error {
         engine::Error::NotFound(message) => Failure::new(Exit::Failed, message).hint(hint).into(),
+        engine::Error::Io { ref source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+            let hint = "run it as a user who may read the repository: its owner, or root";
+            Failure::new(Exit::Failed, error.to_string()).hint(hint).into()
+        }
         other => anyhow::Error::from(other),
     };
     let repository = Repository::open(&request.repository)
@@ -161,7 +165,22 @@ pub(crate) fn drive(mut session: Session, context: &Context) -> anyhow::Result<E
     let id = session.journal.id.clone();
     context.output.event("session", &serde_json::json!({"session": id, "data": session.journal.plan.data()}));
     let driven = Restore::open(&mut session, context).and_then(|mut restore| restore.go_on());
+    let driven = driven.map_err(|error| unless_gone(error, &session.journal.plan));
     driven.inspect_err(|error| session.note_failure(error)).map_err(|error| report::with_next_step(error, &session))
+}
+
+/// A pack or a WAL segment that is missing is damage, unless the whole repository is: its disk went away, and comes
+/// back.
+fn unless_gone(error: anyhow::Error, plan: &Plan) -> anyhow::Error {
+    if !matches!(Failure::exit_of(&error), Exit::Corrupt | Exit::Failed) {
+        return error;
+    }
+    match Repository::open(&plan.repository) {
+        Err(gone @ (engine::Error::NotFound(_) | engine::Error::Io { .. })) => {
+            anyhow::Error::from(gone).context("the repository went away")
+        }
+        _ => error,
+    }
 }
 
 /// A restore on its way.
