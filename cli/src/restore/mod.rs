@@ -25,6 +25,7 @@
 //! - A copy that is not adopted archives nowhere, subscribes to nothing, and writes into no directory of the original's.
 
 mod choose;
+mod claim;
 pub(crate) mod conf;
 mod configure;
 mod copy;
@@ -53,6 +54,7 @@ use jiff::tz::TimeZone;
 use crate::arguments::{ClusterOption, JsonOption, RepositoryOption};
 use crate::context::Context;
 use crate::exit::{Exit, Failure};
+use claim::Claim;
 use plan::{Plan, Source};
 use preflight::Request;
 use session::{Phase, Session, Store};
@@ -199,11 +201,18 @@ impl<'a> Restore<'a> {
 
     /// The story. Each step looks into the journal whether it is done already.
     fn go_on(&mut self) -> anyhow::Result<Exit> {
+        if claim::look(&self.session.journal)? == Claim::Done {
+            return self.finish_untouched();
+        }
         let mount = self.mount()?;
         if self.session.journal.phase < Phase::Recovering {
-            let copied = self.copy(mount.as_ref())?;
-            self.configure()?;
-            self.publish(&copied, mount.as_ref())?;
+            if self.is_published() {
+                self.close_published()?;
+            } else {
+                let copied = self.copy(mount.as_ref())?;
+                self.configure()?;
+                self.publish(&copied, mount.as_ref())?;
+            }
         }
         if self.session.journal.plan.no_start {
             self.unmount(mount)?;
