@@ -223,6 +223,87 @@ fn a_crash_between_edit_and_revert_is_put_right_by_a_retry() -> Result<()> {
     Ok(())
 }
 
+/// Between the configuration and `pg_control`: what a resumed copy makes anew must be configured again.
+#[test]
+fn a_crash_just_before_pg_control_keeps_the_recovery_settings_of_a_first_start() -> Result<()> {
+    requires!(Postgres, Fuse);
+    let story = Story::tell()?;
+    let (world, target) = (&story.world, &story.target);
+    let arguments = ["--no-start", "--target-name", "here"];
+    world.restore_to(target, &arguments)?.expect_code(0)?;
+    let expected = tree(target)?;
+    fs::remove_dir_all(target)?;
+    let to = target.display().to_string();
+    let arguments = [&["--to", &to], &arguments[..]].concat();
+    let mut publishing = 0;
+    for round in 0..40 {
+        if publishing == 3 {
+            break;
+        }
+        let mut running = world.pghydrant.start(world.repository.arguments(&["restore"], &arguments))?;
+        running.wait_for_output("the WAL", |seen| seen.lines().any(|line| line.starts_with("  wal ")))?;
+        let killed = running.kill()?;
+        let sessions = world.pghydrant.succeed(["sessions", "--json"])?;
+        publishing += u32::from(sessions.stdout.contains("\"publishing\""));
+        for id in open_sessions(&world.pghydrant)? {
+            world.pghydrant.run(["retry", &id])?.expect_code(0)?;
+        }
+        same_trees(&expected, &tree(target)?, tells_of_the_copy).with_context(|| format!("round {round}\n{killed}"))?;
+        fs::remove_dir_all(target)?;
+    }
+    ensure!(publishing > 0, "no kill fell between the configuration and the end");
+    Ok(())
+}
+
+/// Just behind `pg_control` somebody starts the server, before the journal knows that it can be started.
+#[test]
+fn what_a_server_wrote_that_somebody_started_after_a_crash_is_not_overwritten() -> Result<()> {
+    requires!(Postgres, Fuse);
+    let story = Story::tell()?;
+    let control = story.target.join("global/pg_control");
+    let mut met = 0;
+    for _ in 0..40 {
+        if met == 2 {
+            break;
+        }
+        let (to, port) = (story.target.display().to_string(), cluster::free_port()?.to_string());
+        let arguments = ["--to", &to, "--port", &port, "--target-name", "here"];
+        let running = story.world.pghydrant.start(story.world.repository.arguments(&["restore"], &arguments))?;
+        let began = std::time::Instant::now();
+        while !control.exists() && began.elapsed() < Duration::from_secs(60) {
+            std::thread::yield_now();
+        }
+        let killed = running.kill()?;
+        let sessions = story.world.pghydrant.succeed(["sessions", "--json"])?;
+        if !sessions.stdout.contains("\"publishing\"") {
+            let id = open_session(&story.world.pghydrant)?;
+            story.world.pghydrant.succeed(["retry", &id])?;
+            drop(Instance::running_in(&story.target)?);
+            fs::remove_dir_all(&story.target)?;
+            continue;
+        }
+        met += 1;
+        let by_hand = Instance { data: story.target.clone(), port: port.parse()?, sockets: session_directory(&story) };
+        by_hand.start()?;
+        wait_until("the promotion", Duration::from_secs(60), || {
+            Ok(by_hand.sql("SELECT pg_is_in_recovery()").is_ok_and(|answer| answer == "f"))
+        })?;
+        by_hand.sql("CREATE TABLE since AS SELECT generate_series(1, 10000) AS id; CHECKPOINT")?;
+        let restored = story.is_finished_by_retry(&format!("{killed}"))?;
+        assert_eq!(restored.number("SELECT count(*) FROM since")?, 10_000);
+        restored.check_relations()?;
+        restored.stop("fast")?;
+        restored.check_pages()?;
+        fs::remove_dir_all(&story.target)?;
+    }
+    ensure!(met > 0, "no kill fell just behind pg_control");
+    Ok(())
+}
+
+fn session_directory(story: &Story) -> PathBuf {
+    story.target.join("pghydrant.session")
+}
+
 #[test]
 fn once_the_postmaster_has_started_no_block_and_no_control_file_is_written_again() -> Result<()> {
     requires!(Postgres, Fuse);

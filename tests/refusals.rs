@@ -282,3 +282,36 @@ fn a_place_that_the_user_may_not_write_is_named_with_its_cause() -> Result<()> {
     ensure!(!finished.stderr.contains("os error"), "{finished}");
     Ok(())
 }
+
+#[test]
+fn a_repository_that_goes_away_in_the_middle_is_not_called_corrupt() -> Result<()> {
+    requires!(Postgres, Fuse);
+    let world = World::new(8)?;
+    world.backup()?;
+    world.cluster.stop("fast")?;
+    let target = world.target();
+    let to = target.display().to_string();
+    let away = world.scratch.join("away");
+    let mut stopped = 0;
+    for (source, milliseconds) in [("mount", 0), ("mount", 40), ("blocks", 0), ("blocks", 40), ("blocks", 100)] {
+        let arguments = ["--to", &to, "--no-start", "--source", source];
+        let running = world.pghydrant.start(world.repository.arguments(&["restore"], &arguments))?;
+        process::wait_until("the target", std::time::Duration::from_secs(30), || Ok(target.exists()))?;
+        std::thread::sleep(std::time::Duration::from_millis(milliseconds));
+        // As a disk that is unmounted: what is open goes on being readable, nothing else is there.
+        fs::rename(world.repository.path(), &away)?;
+        let finished = running.wait();
+        fs::rename(&away, world.repository.path())?;
+        let finished = finished?;
+        if finished.code != Some(0) {
+            stopped += 1;
+            let finished = refused(finished, 6, &[&world.repository.shown(), "hint: "])?;
+            ensure!(!finished.stderr.contains("corrupt"), "{finished}");
+            world.pghydrant.run(["retry", &open_session(&world.pghydrant)?])?.expect_code(0)?;
+        }
+        Run::new(tools::postgres_program("pg_verifybackup")?).user(OsUser::server()).arg(&target).succeed()?;
+        fs::remove_dir_all(&target)?;
+    }
+    ensure!(stopped > 0, "no moment fell into the copy");
+    Ok(())
+}

@@ -23,6 +23,7 @@ use super::{files, marker};
 use crate::exit::{Exit, Failure};
 use crate::mount::{MountRequest, SessionMount};
 use crate::postgres::binaries::Binaries;
+use crate::postgres::control;
 use crate::postgres::owner::Owner;
 
 /// A copy whose blocks are all durable.
@@ -76,22 +77,23 @@ impl Restore<'_> {
         Ok(())
     }
 
-    /// Writes every block that is missing. All of it is durable afterwards.
-    pub(super) fn copy(&mut self, mount: Option<&SessionMount>) -> anyhow::Result<Copied> {
+    /// The target, with its map, and its directory's lock.
+    fn begin(&self) -> anyhow::Result<(Hydration, File)> {
         let plan = self.plan();
         let owner = rustix::process::geteuid().is_root();
         let owner = owner.then_some(engine::io::Owner { uid: plan.owner.uid, gid: plan.owner.gid });
         let gate = lock_above(plan.data())?;
-        let begun = Hydration::begin(
-            self.backup.clone(),
-            &layout(plan),
-            &self.session.journal.id,
-            owner,
-            Arc::new(LocalDisk::new()),
-        );
-        let hydration = begun?;
+        let (id, disk) = (&self.session.journal.id, Arc::new(LocalDisk::new()));
+        let hydration = Hydration::begin(self.backup.clone(), &layout(plan), id, owner, disk)?;
         let lock = lock_directory(plan.data())?;
         drop(gate);
+        Ok((hydration, lock))
+    }
+
+    /// Writes every block that is missing. All of it is durable afterwards.
+    pub(super) fn copy(&mut self, mount: Option<&SessionMount>) -> anyhow::Result<Copied> {
+        let plan = self.plan();
+        let (hydration, lock) = self.begin()?;
         let fill = Fill {
             source: match mount {
                 Some(mount) => FillSource::Mount(mount.mountpoint().to_owned()),
@@ -117,12 +119,9 @@ impl Restore<'_> {
         Ok(Copied { hydration, filled, _lock: lock })
     }
 
-    /// The configuration, before anything can start. Once `pg_control` may be there it is complete, and not touched:
-    /// a server that somebody starts just then must find all of it.
+    /// The configuration, before anything can start. A copy that goes on after a crash makes files anew that are not as
+    /// the backup has them, so it is always written after it.
     pub(super) fn configure(&mut self) -> anyhow::Result<()> {
-        if self.session.journal.phase >= Phase::Publishing {
-            return Ok(());
-        }
         let step = self.context.output.step("configure");
         self.session.enter(Phase::Configuring)?;
         let owner = Owner::named(&self.plan().owner.name)
@@ -161,10 +160,26 @@ impl Restore<'_> {
         }
         self.session.enter(Phase::Publishing)?;
         copied.hydration.place_last(&copied.filled)?;
+        self.close(&copied.hydration)
+    }
+
+    /// `pg_control` is there, and with it all that it comes after: a server may have run here since, whoever started it.
+    pub(super) fn is_published(&self) -> bool {
+        self.session.journal.phase == Phase::Publishing && self.plan().data().join(control::PATH).exists()
+    }
+
+    /// A crash fell between `pg_control` and the journal's next word: no block and no configuration is written again.
+    pub(super) fn close_published(&mut self) -> anyhow::Result<()> {
+        let (hydration, _lock) = self.begin()?;
+        durable::sync_directory(&self.plan().data().join("global"))?;
+        self.close(&hydration)
+    }
+
+    fn close(&mut self, hydration: &Hydration) -> anyhow::Result<()> {
         if !self.plan().no_start {
             // The journal first: a crash in between leaves a map that is open, and that nobody opens again.
             self.session.enter(Phase::Recovering)?;
-            copied.hydration.close()?;
+            hydration.close()?;
         }
         Ok(())
     }

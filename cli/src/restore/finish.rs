@@ -100,6 +100,18 @@ impl Restore<'_> {
         Ok(Exit::Done)
     }
 
+    /// Nothing in the directory is the session's any more: it was finished, or replaced. It is left as it is.
+    pub(super) fn finish_untouched(&mut self) -> anyhow::Result<Exit> {
+        let data = self.plan().data().display().to_string();
+        self.session.remove_mount_log()?;
+        self.session.journal.mount = None;
+        self.session.enter(Phase::Finished)?;
+        let id = &self.session.journal.id;
+        let text = format!("session {id} is finished: {data} carries its mark no more, and is left as it is");
+        self.context.output.result(&text, &json!({"session": id, "state": "finished", "data": data}));
+        Ok(Exit::Done)
+    }
+
     /// The session's directory and its mount's log go; the journal stays.
     fn end_session(&mut self) -> anyhow::Result<()> {
         files::remove(&self.plan().session_directory())?;

@@ -25,6 +25,7 @@
 //! - A copy that is not adopted archives nowhere, subscribes to nothing, and writes into no directory of the original's.
 
 mod choose;
+mod claim;
 pub(crate) mod conf;
 mod configure;
 mod copy;
@@ -53,6 +54,7 @@ use jiff::tz::TimeZone;
 use crate::context::Context;
 use crate::exit::{Exit, Failure};
 use crate::options::{ClusterOption, JsonOption, RepositoryOption};
+use claim::Claim;
 use plan::{Plan, Source};
 use preflight::Request;
 use session::{Phase, Session, Store};
@@ -130,6 +132,10 @@ pub(crate) fn run(arguments: &Arguments, context: &Context) -> anyhow::Result<Ex
 fn open(request: &Request) -> anyhow::Result<Cluster> {
     let not_found = |error, hint: &str| match error {
         engine::Error::NotFound(message) => Failure::new(Exit::Failed, message).hint(hint).into(),
+        engine::Error::Io { ref source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+            let hint = "run it as a user who may read the repository: its owner, or root";
+            Failure::new(Exit::Failed, error.to_string()).hint(hint).into()
+        }
         other => anyhow::Error::from(other),
     };
     let repository = Repository::open(&request.repository)
@@ -161,7 +167,22 @@ pub(crate) fn drive(mut session: Session, context: &Context) -> anyhow::Result<E
     let id = session.journal.id.clone();
     context.output.event("session", &serde_json::json!({"session": id, "data": session.journal.plan.data()}));
     let driven = Restore::open(&mut session, context).and_then(|mut restore| restore.go_on());
+    let driven = driven.map_err(|error| unless_gone(error, &session.journal.plan));
     driven.inspect_err(|error| session.note_failure(error)).map_err(|error| report::with_next_step(error, &session))
+}
+
+/// A pack or a WAL segment that is missing is damage, unless the whole repository is: its disk went away, and comes
+/// back.
+fn unless_gone(error: anyhow::Error, plan: &Plan) -> anyhow::Error {
+    if !matches!(Failure::exit_of(&error), Exit::Corrupt | Exit::Failed) {
+        return error;
+    }
+    match Repository::open(&plan.repository) {
+        Err(gone @ (engine::Error::NotFound(_) | engine::Error::Io { .. })) => {
+            anyhow::Error::from(gone).context("the repository went away")
+        }
+        _ => error,
+    }
 }
 
 /// A restore on its way.
@@ -180,11 +201,18 @@ impl<'a> Restore<'a> {
 
     /// The story. Each step looks into the journal whether it is done already.
     fn go_on(&mut self) -> anyhow::Result<Exit> {
+        if claim::look(&self.session.journal)? == Claim::Done {
+            return self.finish_untouched();
+        }
         let mount = self.mount()?;
         if self.session.journal.phase < Phase::Recovering {
-            let copied = self.copy(mount.as_ref())?;
-            self.configure()?;
-            self.publish(&copied, mount.as_ref())?;
+            if self.is_published() {
+                self.close_published()?;
+            } else {
+                let copied = self.copy(mount.as_ref())?;
+                self.configure()?;
+                self.publish(&copied, mount.as_ref())?;
+            }
         }
         if self.session.journal.plan.no_start {
             self.unmount(mount)?;
