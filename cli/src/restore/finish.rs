@@ -2,13 +2,15 @@
 
 use std::time::{Duration, Instant};
 
+use engine::hydration;
+use engine::io::LocalDisk;
 use serde_json::json;
 
 use super::Restore;
 use super::configure::Reverted;
 use super::recover::{self, LOG};
 use super::session::Phase;
-use super::{files, marker, report, staging};
+use super::{copy, files, marker, report, staging};
 use crate::exit::{Exit, Failure};
 use crate::postgres::control::State;
 use crate::postgres::instance::{Condition, Instance, StopMode};
@@ -114,7 +116,8 @@ impl Restore<'_> {
 
     /// The session's directory and its mount's log go; the journal stays.
     fn end_session(&mut self) -> anyhow::Result<()> {
-        files::remove(&self.plan().session_directory())?;
+        let (plan, id) = (self.plan(), &self.session.journal.id);
+        hydration::end(&copy::layout(plan), id, &LocalDisk::new())?;
         self.session.remove_mount_log()?;
         self.session.journal.mount = None;
         self.session.enter(Phase::Finished)
