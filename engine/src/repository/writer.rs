@@ -236,6 +236,9 @@ impl BackupWriter {
             label: label.clone(),
             bytes: manifest_bytes.get(&(number as u32)).copied().unwrap_or(0),
         };
+        let packs: Vec<PackUse> = pack_bytes.into_iter().map(|(pack, bytes)| PackUse { pack, bytes }).collect();
+        // Those of the parent, too: one may have been lost since the backup began.
+        refuse_lost_packs(&self.cluster, &packs)?;
         let root = Root {
             block_size: self.packs.block_size,
             index: top.chunk,
@@ -246,7 +249,7 @@ impl BackupWriter {
             blocks: totals.blocks,
             bytes: totals.bytes,
             manifests: self.manifests.iter().enumerate().map(manifest_use).collect(),
-            packs: pack_bytes.into_iter().map(|(pack, bytes)| PackUse { pack, bytes }).collect(),
+            packs,
         };
         let root = root.to_bytes().map_err(refuse)?;
 
@@ -335,7 +338,11 @@ impl Tree {
 /// all backups to come.
 fn newest_readable(cluster: &Cluster) -> Result<Option<(Backup, HashMap<Hash, ChunkRef>)>> {
     for label in cluster.labels()?.into_iter().rev() {
-        match cluster.backup(&label).and_then(|backup| chunks_of(&backup).map(|known| (backup, known))) {
+        let readable = cluster.backup(&label).and_then(|backup| {
+            refuse_lost_packs(cluster, backup.manifest.packs())?;
+            Ok((chunks_of(&backup)?, backup))
+        });
+        match readable.map(|(known, backup)| (backup, known)) {
             Ok((backup, _)) if backup.info.block_bytes != cluster.repository().info().block_bytes => {}
             Ok(found) => return Ok(Some(found)),
             Err(error @ (Error::Corrupt { .. } | Error::Unsupported { .. })) => {
@@ -345,6 +352,23 @@ fn newest_readable(cluster: &Cluster) -> Result<Option<(Backup, HashMap<Hash, Ch
         }
     }
     Ok(None)
+}
+
+/// A backup that refers to the blocks of a lost pack could not be restored, nor could any that goes on from it. What is
+/// in the packs is for `verify` to read.
+fn refuse_lost_packs(cluster: &Cluster, packs: &[PackUse]) -> Result<()> {
+    for used in packs {
+        let key = keys::pack(cluster.name(), used.pack);
+        let found = cluster.store().size(&key)?;
+        if found.is_none_or(|bytes| bytes < used.bytes) {
+            let detail = match found {
+                None => "it is missing".to_owned(),
+                Some(bytes) => format!("it has {bytes} bytes, and backups refer to {} of it", used.bytes),
+            };
+            return Err(Error::corrupt(cluster.store().describe(&key), detail));
+        }
+    }
+    Ok(())
 }
 
 fn chunks_of(backup: &Backup) -> Result<HashMap<Hash, ChunkRef>> {

@@ -183,6 +183,29 @@ fn a_damaged_manifest_is_no_parent_and_does_not_stop_backups() {
 }
 
 #[test]
+fn a_backup_whose_packs_are_lost_is_no_parent() {
+    let directory = tempfile::tempdir().unwrap();
+    let cluster = cluster_of(&repository_in(directory.path())).unwrap();
+    let tree = sample_tree();
+    back_up(&cluster, &tree, Parent::Full).unwrap();
+    let pack = std::fs::read_dir(cluster.store().describe(&keys::packs(cluster.name()))).unwrap();
+    let pack = pack.map(|entry| entry.unwrap().path()).next().unwrap();
+    let whole = std::fs::read(&pack).unwrap();
+    for damage in ["shorter", "gone"] {
+        match damage {
+            "shorter" => std::fs::write(&pack, &whole[..whole.len() / 2]).unwrap(),
+            _ => std::fs::remove_file(&pack).unwrap(),
+        }
+        let cluster = cluster_of(&Repository::open(cluster.repository().root()).unwrap()).unwrap();
+        let next = back_up(&cluster, &tree, Parent::Latest).unwrap();
+        assert_eq!(next.parent, None, "{damage}");
+        assert!(read_back(&cluster.backup(&next.label).unwrap()).unwrap() == tree);
+        std::fs::remove_file(cluster.store().describe(&keys::backup(cluster.name(), &next.label))).unwrap();
+        std::fs::write(&pack, &whole).unwrap();
+    }
+}
+
+#[test]
 fn a_cluster_without_its_description_is_damaged_not_absent() {
     let directory = tempfile::tempdir().unwrap();
     let repository = repository_in(directory.path());
