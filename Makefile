@@ -23,6 +23,7 @@ demo:
 
 test:
 	@scripts/install-dependencies.sh test
+	@scripts/postgresql-builds.sh
 	scripts/run-tests.sh
 
 lint:
@@ -48,4 +49,5 @@ fuzz:
 
 soak:
 	@scripts/install-dependencies.sh test
+	@scripts/postgresql-builds.sh
 	PGHYDRANT_KILLS=$${SOAK_KILLS:-400} $(CARGO) test --locked --package pghydrant --test integration -- --nocapture killed_at_random_moments

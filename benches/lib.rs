@@ -2,4 +2,6 @@
 
 // Figures, not arithmetic: what a benchmark casts is bounded by its own constants.
 #[allow(clippy::cast_possible_truncation)]
+pub mod backup;
+#[allow(clippy::cast_possible_truncation)]
 pub mod pages;

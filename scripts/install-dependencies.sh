@@ -27,8 +27,11 @@ if ! command -v cargo >/dev/null 2>&1; then
     exit 1
 fi
 
-# cargo needs a linker; zstd, lz4 and BLAKE3 are compiled from their C and assembler sources.
-need cc gcc
+# cargo needs a linker; zstd, lz4 and BLAKE3 are compiled from their C and assembler sources. gcc alone brings no libc
+# to link with.
+if ! printf '#include <stdlib.h>\nint main(void) { return 0; }\n' | cc -x c -o /dev/null - >/dev/null 2>&1; then
+    missing+=(gcc libc6-dev)
+fi
 # libFuzzer comes as C++ source with the fuzz targets, which lint checks too.
 [ "$purpose" != lint ] || need c++ g++
 if [ "$purpose" != build ] && [ "$purpose" != lint ]; then
@@ -45,6 +48,8 @@ if [ "$purpose" = test ]; then
     need mkfs.xfs xfsprogs
     need mkfs.btrfs btrfs-progs
     need ps procps
+    # scripts/postgresql-builds.sh fetches other major versions with it.
+    need npm npm
 fi
 if [ "$purpose" = bench ]; then
     need jq jq

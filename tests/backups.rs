@@ -71,27 +71,6 @@ fn a_damaged_page_is_named_and_the_backup_completes_with_its_own_exit_code() -> 
 }
 
 #[test]
-fn a_standby_is_refused_by_name() -> Result<()> {
-    requires!(Postgres);
-    let world = World::new(0)?;
-    let data = world.scratch.join("standby");
-    let run = world.cluster.client("pg_basebackup")?.args(["--checkpoint=fast", "--write-recovery-conf", "-D"]);
-    run.arg(&data).succeed()?;
-    let standby = Instance { data, port: cluster::free_port()?, sockets: world.cluster.sockets.clone() };
-    standby.configure(&format!("port = {}", standby.port))?;
-    standby.start()?;
-    let arguments = world
-        .repository
-        .arguments(&["backup"], &["--dbname", &standby.connection_string()])
-        .into_iter()
-        .collect::<Vec<_>>();
-    let refused = world.pghydrant.run(arguments)?;
-    ensure!(refused.code.is_some_and(|code| code != 0), "{refused}");
-    refused.expect_stderr(&["standby"])?;
-    Ok(())
-}
-
-#[test]
 fn another_cluster_under_the_same_name_is_refused() -> Result<()> {
     requires!(Postgres);
     let world = World::new(0)?;

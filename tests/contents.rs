@@ -169,7 +169,8 @@ fn two_tablespaces_go_where_they_are_sent_and_the_originals_stay_untouched() -> 
     // Beside the original, both places are in use: all of that is said at once, and nothing is made.
     let refused = world.restore_to(&world.target(), &[])?.expect_code(3)?;
     for name in ["one", "two"] {
-        assert!(refused.stderr.contains(name), "{name} is not named\n{refused}");
+        let hint = format!("--tablespace {name}=DIR");
+        assert!(refused.stderr.contains(&hint), "{hint} is not named\n{refused}");
     }
     assert!(!world.target().exists());
 

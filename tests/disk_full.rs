@@ -47,7 +47,7 @@ fn a_disk_that_fills_during_the_copy_stops_it_and_a_retry_goes_on() -> Result<()
         if finished.code != Some(0) {
             filled += 1;
             ensure!(matches!(finished.code, Some(1 | 6)), "{finished}");
-            let finished = finished.expect_stderr(&["error: ", "no space left on device"])?;
+            let finished = finished.expect_stderr(&["error: ", "no space left on device", "are free on"])?;
             ensure!(finished.stderr.matches("error: ").count() == 1, "one failure, one line\n{finished}");
             ensure!(!target.join("global/pg_control").exists(), "what is left could be started\n{finished}");
             fs::remove_file(&ballast)?;

@@ -11,6 +11,7 @@ mod support;
 
 mod archive;
 mod backups;
+mod configuration;
 mod contents;
 mod crashes;
 mod damage;
@@ -20,5 +21,8 @@ mod harness;
 mod hostile;
 mod live;
 mod mount;
+mod reboots;
 mod refusals;
+mod standby;
 mod targets;
+mod versions;

@@ -98,6 +98,51 @@ fn a_paused_restore_is_promoted_by_its_id() -> Result<()> {
 }
 
 #[test]
+fn a_paused_restore_that_somebody_promotes_by_hand_is_finished_and_not_cancelled() -> Result<()> {
+    requires!(Postgres, Fuse);
+    let story = Story::tell()?;
+    let finished =
+        story.world.restore_to(&story.world.target(), &["--target-name", "after_b", "--action", "pause", "--json"])?;
+    let id = session_of(&finished.expect_code(0)?)?;
+    let target = story.world.target();
+    let promote = Run::new(tools::postgres_program("pg_ctl")?).user(OsUser::server()).args(["promote", "-w", "-D"]);
+    promote.arg(&target).succeed()?;
+    let paused = Instance::running_in(&target)?;
+    paused.sql("CREATE TABLE since ()")?;
+    // What it holds by now is nowhere else.
+    story.world.pghydrant.fail(["cancel", &id], 2, &["has left recovery", "hint: "])?;
+    story.world.pghydrant.succeed(["promote", &id])?;
+    let promoted = Instance::running_in(&target)?;
+    assert_eq!(promoted.sql("SELECT count(*) FROM since")?, "0");
+    assert_eq!(marks(&promoted)?, "a,b,before");
+    story.settings_are_gone(&promoted)
+}
+
+#[test]
+fn a_session_whose_directory_was_replaced_leaves_the_new_one_alone() -> Result<()> {
+    requires!(Postgres, Fuse);
+    let story = Story::tell()?;
+    let target = story.world.target();
+    let paused = ["--target-name", "after_b", "--action", "pause", "--json"];
+    let first = session_of(&story.world.restore_to(&target, &paused)?.expect_code(0)?)?;
+    // Somebody gives it up by hand, and restores again.
+    Instance::running_in(&target)?.stop("immediate")?;
+    std::fs::remove_dir_all(&target)?;
+    let second = session_of(&story.world.restore_to(&target, &paused)?.expect_code(0)?)?;
+    let configuration = std::fs::read(target.join("postgresql.conf"))?;
+    let server = std::fs::read(target.join("postmaster.pid"))?;
+    story.world.pghydrant.fail(["promote", &first], 3, &[&second, "hint: "])?;
+    story.world.pghydrant.succeed(["cancel", &first])?;
+    assert_eq!(open_session(&story.world.pghydrant)?, second);
+    assert_eq!(std::fs::read(target.join("postgresql.conf"))?, configuration);
+    assert_eq!(std::fs::read(target.join("postmaster.pid"))?, server);
+    assert_eq!(Instance::running_in(&target)?.sql("SELECT pg_is_in_recovery()")?, "t");
+    story.world.pghydrant.succeed(["cancel", &second])?;
+    assert!(!target.exists());
+    Ok(())
+}
+
+#[test]
 fn a_restore_that_shuts_down_at_its_target_is_promoted_by_its_id() -> Result<()> {
     requires!(Postgres, Fuse);
     let story = Story::tell()?;

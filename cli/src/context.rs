@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use engine::repository::{Cluster, Repository};
 use engine::units::ClusterName;
 
-use crate::arguments::{ClusterOption, Global, RepositoryOption};
 use crate::exit::{Exit, Failure};
 use crate::human;
+use crate::options::{ClusterOption, Global, RepositoryOption};
 use crate::output::Output;
 use crate::settings::Settings;
 

@@ -5,10 +5,10 @@ use engine::repository::Repository;
 use engine::units::BlockSize;
 use serde_json::json;
 
-use crate::arguments::RepositoryOption;
 use crate::context::Context;
 use crate::exit::Exit;
 use crate::human;
+use crate::options::RepositoryOption;
 
 /// Options of the verb.
 #[derive(clap::Args, Debug)]

@@ -7,10 +7,10 @@ use engine::repository::Cluster;
 use engine::units::BackupLabel;
 use serde_json::json;
 
-use crate::arguments::{ClusterOption, JsonOption, RepositoryOption};
 use crate::context::Context;
 use crate::exit::{Exit, Failure};
 use crate::human;
+use crate::options::{ClusterOption, JsonOption, RepositoryOption};
 use crate::table::Table;
 
 /// Options of the verb.

@@ -16,6 +16,7 @@ mod human;
 mod init;
 mod list;
 mod mount;
+mod options;
 mod output;
 mod postgres;
 mod restore;

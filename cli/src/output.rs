@@ -61,6 +61,11 @@ impl Output {
         self.reader == Reader::Program
     }
 
+    /// Whether who reads the result has just seen every step go by: stdout and stderr are one terminal.
+    pub(crate) fn is_followed(&self) -> bool {
+        self.reader == Reader::Terminal && std::io::stdout().is_terminal()
+    }
+
     /// The result: text for people (may have several lines), or one object with `"event": "result"`.
     pub(crate) fn result(&self, text: &str, object: &impl Serialize) {
         if self.is_json() {

@@ -2,9 +2,9 @@
 
 use engine::units::SessionId;
 
-use crate::arguments::JsonOption;
 use crate::context::Context;
 use crate::exit::Exit;
+use crate::options::JsonOption;
 use crate::restore::verbs;
 
 /// Options of `sessions`.

@@ -7,11 +7,11 @@ use engine::wal::name::SegmentName;
 use engine::wal::{Gap, Reach, WalArchive};
 use serde_json::{Value, json};
 
-use crate::arguments::{ClusterOption, JsonOption, RepositoryOption};
 use crate::context::Context;
 use crate::exit::{Exit, Failure};
 use crate::human;
 use crate::list::{descriptions, moment, version};
+use crate::options::{ClusterOption, JsonOption, RepositoryOption};
 use crate::table::Table;
 
 /// Damaged pages that are listed for people; `--json` has all of them.

@@ -7,10 +7,10 @@ use engine::repository::{Cluster, Finding, Kind, Proof, Repository, Verification
 use engine::units::{BackupLabel, ClusterName};
 use serde_json::{Value, json};
 
-use crate::arguments::{ClusterOption, JsonOption, RepositoryOption};
 use crate::context::Context;
 use crate::exit::{Exit, Failure};
 use crate::human;
+use crate::options::{ClusterOption, JsonOption, RepositoryOption};
 use crate::show::label_of;
 
 /// Options of the verb.

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use engine::io::durable;
 use engine::wal::{Fetched, Pushed, WalArchive};
 
-use crate::arguments::{ClusterOption, RepositoryOption};
 use crate::context::Context;
 use crate::exit::{Exit, Failure};
+use crate::options::{ClusterOption, RepositoryOption};
 use crate::restore::{marker, staging};
 
 /// Options of `wal push`.

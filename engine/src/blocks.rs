@@ -3,11 +3,22 @@
 //! A [`Blocks`] knows where the stored runs of one backup, or of one WAL object, lie. It reads neighbouring runs with
 //! one request: a [`Window`] holds the bytes of as many runs as lie beside each other, and is filled when the next
 //! block needs a run outside of it. Each block is then decoded from the window, straight into the caller's buffer
-//! where all of the block is wanted, and its BLAKE3 compared before anybody sees it.
+//! where all of the block is wanted, and its BLAKE3 compared before anybody sees it. Raw blocks that are wanted whole
+//! take no window: as many as lie beside each other are read into their place by one request, and hashed there.
+//!
+//! What will be read once ([`Blocks::read_range_once`]) is read past the page cache.
 //!
 //! Always true: no byte leaves this file without the hash of its block having been right.
 
 use std::sync::Arc;
+
+mod direct;
+#[cfg(test)]
+mod tests;
+mod window;
+
+use direct::DirectFiles;
+use window::{WINDOW_BYTES_MAX, Window, span_end};
 
 use crate::checksum::{Verified, verify};
 use crate::codec::{Codec, decode, decode_within};
@@ -16,13 +27,8 @@ use crate::format::file::FileRecord;
 use crate::format::patch::{self, PATCH_BYTES_MAX};
 use crate::repository::{Backup, Manifest, keys};
 use crate::store::Store;
-use crate::units::{BlockNumber, BlockSize, ClusterName, PackId};
+use crate::units::{BlockNumber, BlockSize, ClusterName, DIRECT_BYTES, PackId};
 use crate::{Error, Result};
-
-/// One request to the store: long enough to hide its latency, short enough to stay in the cache of a core.
-const WINDOW_BYTES_MAX: u64 = 1 << 20;
-/// Bytes between two runs that are read and thrown away rather than asked for around: a short seek costs as much.
-const WINDOW_GAP_BYTES_MAX: u64 = 64 << 10;
 
 const _: () = assert!(BlockSize::MAX.bytes() as u64 <= WINDOW_BYTES_MAX);
 
@@ -32,6 +38,16 @@ pub struct Blocks {
     store: Arc<dyn Store>,
     place: Place,
     block_size: BlockSize,
+    direct: Arc<DirectFiles>,
+}
+
+/// Whether stored bytes will be wanted again.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    /// Perhaps: the page cache may keep them.
+    Again,
+    /// No: they are read past the page cache.
+    Once,
 }
 
 /// Where runs lie, and where the records of a file's blocks come from.
@@ -79,7 +95,7 @@ impl Blocks {
     pub(crate) fn of_backup(backup: &Backup) -> Self {
         let place = Place::Packs(backup.cluster.name().clone(), backup.manifest.clone());
         let store = Arc::clone(backup.cluster.repository().store());
-        Self { store, place, block_size: backup.info.block_bytes }
+        Self { store, place, block_size: backup.info.block_bytes, direct: Arc::default() }
     }
 
     pub(crate) fn of_object(
@@ -88,7 +104,7 @@ impl Blocks {
         records: Vec<BlockRecord>,
         block_size: BlockSize,
     ) -> Self {
-        Self { store, place: Place::Object(key.into(), records.into()), block_size }
+        Self { store, place: Place::Object(key.into(), records.into()), block_size, direct: Arc::default() }
     }
 
     /// The size of all blocks but the last of a file.
@@ -105,7 +121,7 @@ impl Blocks {
     ) -> Result<Verified<&'out mut [u8]>> {
         scratch.base.clear();
         scratch.patch.clear();
-        self.decode_from_windows(std::slice::from_ref(record), out, scratch)
+        self.decode_from_windows(std::slice::from_ref(record), out, scratch, Wanted::Again)
             .map_err(|fault| self.error(record, fault, None))
     }
 
@@ -122,7 +138,7 @@ impl Blocks {
             Content::Zero => Ok(None),
             Content::Stored { at, codec } => Ok(Some((at, codec))),
             Content::Patched { base, base_codec, .. } => {
-                let run = scratch.base.run(&base);
+                let run = scratch.base.run(&base).unwrap_or_default();
                 let decoded = decode(base_codec, run, out).map_err(|error| Fault::Damage(Damage::in_base(error)));
                 decoded.map_err(|fault| self.error(record, fault, None))?;
                 Ok(Some((base, base_codec)))
@@ -133,31 +149,87 @@ impl Blocks {
     /// Reads bytes of a file: as many as `out` holds or the file has from `offset` on. Every block they come from is
     /// verified whole.
     pub fn read_range(&self, file: &FileRecord, offset: u64, out: &mut [u8], scratch: &mut Scratch) -> Result<usize> {
-        let wanted = file.bytes.saturating_sub(offset).min(out.len() as u64);
-        if wanted == 0 {
+        self.read_range_as(Wanted::Again, file, offset, out, scratch)
+    }
+
+    /// As [`Blocks::read_range`], for a reader that will not come back: what is read stays in no page cache. `out` had
+    /// better begin at a multiple of [`DIRECT_BYTES`].
+    pub fn read_range_once(
+        &self,
+        file: &FileRecord,
+        offset: u64,
+        out: &mut [u8],
+        scratch: &mut Scratch,
+    ) -> Result<usize> {
+        self.read_range_as(Wanted::Once, file, offset, out, scratch)
+    }
+
+    fn read_range_as(
+        &self,
+        wanted: Wanted,
+        file: &FileRecord,
+        offset: u64,
+        out: &mut [u8],
+        scratch: &mut Scratch,
+    ) -> Result<usize> {
+        let bytes = file.bytes.saturating_sub(offset).min(out.len() as u64);
+        if bytes == 0 {
             return Ok(0);
         }
+        let out = &mut out[..bytes as usize];
         let block_bytes = self.block_size.bytes() as u64;
-        let (first, last) = (offset / block_bytes, (offset + wanted - 1) / block_bytes);
+        let (first, last) = (offset / block_bytes, (offset + bytes - 1) / block_bytes);
         let mut records = std::mem::take(&mut scratch.records);
         records.clear();
         let found = self.records(file, first, last - first + 1, &mut records);
         scratch.base.clear();
         scratch.patch.clear();
         let read = found.and_then(|()| {
-            (first..=last).try_fold(0, |filled, index| {
+            let (mut filled, mut index) = (0, first);
+            while index <= last {
                 let ahead = &records[(index - first) as usize..];
-                let bytes = self.block_size.block_bytes_at(file.bytes, index);
                 // Only the first block can begin before what is wanted, only the last can end after it.
                 let skip = (offset + filled as u64 - index * block_bytes) as usize;
-                let room = &mut out[filled..wanted as usize];
-                self.read_part(ahead, bytes, skip, room, scratch)
-                    .map(|part| filled + part)
-                    .map_err(|fault| self.error(&ahead[0], fault, Some((&file.path, index))))
-            })
+                let lengths = (index..).map(|index| self.block_size.block_bytes_at(file.bytes, index));
+                let room = &mut out[filled..];
+                let raw = if skip == 0 { raw_blocks(ahead, lengths.clone(), room, wanted) } else { 0 };
+                let part = if raw > 0 {
+                    self.read_raw(&ahead[..raw], lengths, room, wanted)
+                } else {
+                    let bytes = self.block_size.block_bytes_at(file.bytes, index);
+                    self.read_part(ahead, bytes, skip, room, scratch, wanted).map_err(|fault| (0, fault))
+                };
+                filled += part.map_err(|(place, fault)| {
+                    self.error(&ahead[place], fault, Some((&file.path, index + place as u64)))
+                })?;
+                index += raw.max(1) as u64;
+            }
+            Ok(filled)
         });
         scratch.records = records;
         read
+    }
+
+    /// Reads raw blocks that lie beside each other into their place, by one request, and proves each there. An error
+    /// comes with the number of the block that it is about.
+    fn read_raw(
+        &self,
+        blocks: &[BlockRecord],
+        lengths: impl Iterator<Item = usize> + Clone,
+        out: &mut [u8],
+        wanted: Wanted,
+    ) -> Result<usize, (usize, Fault)> {
+        let Some(first) = blocks.first().and_then(base_of) else { return Ok(0) };
+        let bytes = lengths.clone().take(blocks.len()).sum();
+        let out = &mut out[..bytes];
+        self.read_stored(first.pack, u64::from(first.offset), bytes, out, wanted).map_err(|fault| (0, fault))?;
+        let mut rest = &*out;
+        for (place, (record, length)) in blocks.iter().zip(lengths).enumerate() {
+            let (block, behind) = rest.split_at(length);
+            verify(block, &record.hash).map_err(|cause| (place, Fault::Damage(Damage::in_base(cause))))?;
+            rest = behind;
+        }
+        Ok(bytes)
     }
 
     /// Reads and proves consecutive blocks of the file `path`, from block `first` on; `bytes_of` gives the length of each.
@@ -177,7 +249,7 @@ impl Blocks {
         for (place, record) in records.iter().enumerate() {
             let index = first + place as u64;
             block.resize(bytes_of(index), 0);
-            if let Err(fault) = self.decode_from_windows(&records[place..], &mut block, scratch) {
+            if let Err(fault) = self.decode_from_windows(&records[place..], &mut block, scratch, Wanted::Again) {
                 found(self.error(record, fault, Some((path, index))));
             }
         }
@@ -197,15 +269,16 @@ impl Blocks {
         skip: usize,
         room: &mut [u8],
         scratch: &mut Scratch,
+        wanted: Wanted,
     ) -> Result<usize, Fault> {
         if skip == 0 && room.len() >= bytes {
-            self.decode_from_windows(ahead, &mut room[..bytes], scratch)?;
+            self.decode_from_windows(ahead, &mut room[..bytes], scratch, wanted)?;
             return Ok(bytes);
         }
         let mut block = std::mem::take(&mut scratch.block);
         block.resize(bytes, 0);
         let part = room.len().min(bytes - skip);
-        let decoded = self.decode_from_windows(ahead, &mut block, scratch).map(|whole| {
+        let decoded = self.decode_from_windows(ahead, &mut block, scratch, wanted).map(|whole| {
             room[..part].copy_from_slice(&whole[skip..skip + part]);
         });
         scratch.block = block;
@@ -218,10 +291,11 @@ impl Blocks {
         ahead: &[BlockRecord],
         out: &'out mut [u8],
         scratch: &mut Scratch,
+        wanted: Wanted,
     ) -> Result<Verified<&'out mut [u8]>, Fault> {
         let Scratch { base, patch, patch_pages, .. } = scratch;
-        let base = self.window_on(base, ahead.iter().map(base_of))?;
-        let patch = self.window_on(patch, ahead.iter().map(patch_of))?;
+        let base = self.window_on(base, ahead.iter().map(base_of), wanted)?;
+        let patch = self.window_on(patch, ahead.iter().map(patch_of), wanted)?;
         decode_runs(&ahead[0], base, patch, out, patch_pages).map_err(Fault::Damage)
     }
 
@@ -230,26 +304,42 @@ impl Blocks {
         &self,
         window: &'window mut Window,
         mut runs: impl Iterator<Item = Option<Extent>>,
+        wanted: Wanted,
     ) -> Result<&'window [u8], Fault> {
         let Some(first) = runs.next().flatten() else { return Ok(&[]) };
-        if !window.holds(&first) {
-            let end = span_end(&first, runs.flatten());
-            if end - u64::from(first.offset) > WINDOW_BYTES_MAX {
+        if window.run(&first).is_none() {
+            let (start, end) = (u64::from(first.offset), span_end(&first, runs.flatten()));
+            if end - start > WINDOW_BYTES_MAX {
                 // Only a run that is longer than any block can be: nothing is allocated for it.
                 return Err(Fault::Oversized(first));
             }
-            self.fill(window, first.pack, u64::from(first.offset)..end)?;
+            let unit = DIRECT_BYTES as u64;
+            let whole = match wanted {
+                Wanted::Again => start..end,
+                Wanted::Once => start - start % unit..end.next_multiple_of(unit),
+            };
+            let bytes = (end - whole.start) as usize;
+            window.fill(first.pack, whole.clone(), |memory| {
+                self.read_stored(first.pack, whole.start, bytes, memory, wanted)
+            })?;
         }
-        Ok(window.run(&first))
+        Ok(window.run(&first).unwrap_or_default())
     }
 
-    fn fill(&self, window: &mut Window, pack: PackId, span: std::ops::Range<u64>) -> Result<(), Fault> {
-        let bytes = usize::try_from(span.end - span.start).unwrap_or(usize::MAX);
-        window.clear();
-        window.bytes.resize(bytes, 0);
-        self.store.read_at(&self.key(pack), span.start, &mut window.bytes).map_err(Fault::Read)?;
-        window.place = Some((pack, span.start));
-        Ok(())
+    /// Fills the first `bytes` of `out` with what is stored from `offset` on.
+    fn read_stored(
+        &self,
+        pack: PackId,
+        offset: u64,
+        bytes: usize,
+        out: &mut [u8],
+        wanted: Wanted,
+    ) -> Result<(), Fault> {
+        let key = self.key(pack);
+        if wanted == Wanted::Once && self.direct.read(&*self.store, &key, offset, bytes, out) {
+            return Ok(());
+        }
+        self.store.read_at(&key, offset, &mut out[..bytes]).map_err(Fault::Read)
     }
 
     fn records(&self, file: &FileRecord, first: u64, count: u64, out: &mut Vec<BlockRecord>) -> Result<()> {
@@ -355,45 +445,24 @@ const fn patch_of(record: &BlockRecord) -> Option<Extent> {
     }
 }
 
-/// Where one request should end that begins with `first` and has `next` to come.
-fn span_end(first: &Extent, next: impl Iterator<Item = Extent>) -> u64 {
-    let start = u64::from(first.offset);
-    let mut end = first.end();
-    for run in next {
-        let offset = u64::from(run.offset);
-        let beside = run.pack == first.pack && offset >= start && offset <= end + WINDOW_GAP_BYTES_MAX;
-        if !beside || run.end() - start > WINDOW_BYTES_MAX {
+/// How many blocks at the beginning of `ahead` are raw, lie beside each other, and are wanted whole: they fit into
+/// `room`. What is read once must begin and end at whole units, in the pack and in memory.
+fn raw_blocks(ahead: &[BlockRecord], lengths: impl Iterator<Item = usize>, room: &[u8], wanted: Wanted) -> usize {
+    if wanted == Wanted::Once && !direct::begins_aligned(room) {
+        return 0;
+    }
+    let (mut count, mut bytes, mut expected) = (0, 0, None);
+    for (record, length) in ahead.iter().zip(lengths) {
+        let Content::Stored { at, codec: Codec::Raw } = record.content else { break };
+        let beside = expected.is_none_or(|(pack, end)| pack == at.pack && end == u64::from(at.offset));
+        let whole = at.stored as usize == length && bytes + length <= room.len();
+        let aligned = length.is_multiple_of(DIRECT_BYTES) && at.offset.is_multiple_of(DIRECT_BYTES as u32);
+        if !beside || !whole || (wanted == Wanted::Once && !aligned) {
             break;
         }
-        end = end.max(run.end());
+        (count, bytes, expected) = (count + 1, bytes + length, Some((at.pack, at.end())));
     }
-    end
-}
-
-/// Stored bytes of one pack, from some byte on.
-#[derive(Debug, Default)]
-struct Window {
-    place: Option<(PackId, u64)>,
-    bytes: Vec<u8>,
-}
-
-impl Window {
-    fn clear(&mut self) {
-        self.place = None;
-        self.bytes.clear();
-    }
-
-    fn holds(&self, run: &Extent) -> bool {
-        self.place.is_some_and(|(pack, start)| {
-            pack == run.pack && u64::from(run.offset) >= start && run.end() <= start + self.bytes.len() as u64
-        })
-    }
-
-    fn run(&self, run: &Extent) -> &[u8] {
-        let start = self.place.map_or(0, |(_, start)| start);
-        let from = (u64::from(run.offset) - start) as usize;
-        &self.bytes[from..from + run.stored as usize]
-    }
+    count
 }
 
 /// Why a block could not be had, before it is known which one it was.
@@ -403,150 +472,8 @@ enum Fault {
     Oversized(Extent),
 }
 
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-
-    use super::*;
-    use crate::checksum::Hash;
-    use crate::codec::Compression;
-    use crate::store::{Existing, LocalStore};
-    use crate::units::PAGE_BYTES;
-
-    const SIZE: BlockSize = BlockSize::MIN;
-
-    /// Blocks of every kind but patches in one object, and the file they make.
-    fn sample(directory: &std::path::Path) -> (Blocks, FileRecord, Vec<u8>) {
-        let store = LocalStore::new(directory);
-        let mut content = Vec::new();
-        for (index, page) in (0..SIZE.bytes() * 9 + 777).step_by(PAGE_BYTES).enumerate() {
-            let fill = if (4..8).contains(&(index % 12)) { 0 } else { index as u8 };
-            content.extend(
-                (0..PAGE_BYTES.min(SIZE.bytes() * 9 + 777 - page)).map(|at| fill.wrapping_mul((at / 64) as u8)),
-            );
-        }
-        let (mut stored, mut records) = (vec![0; 4096], Vec::new());
-        for (index, raw) in content.chunks(SIZE.bytes()).enumerate() {
-            let mut encoded = Vec::new();
-            let codec = if index % 3 == 0 { Codec::Raw } else { Compression::Lz4.compress(raw, &mut encoded) };
-            let run = if codec == Codec::Raw { raw } else { &encoded };
-            let content = if raw.iter().all(|byte| *byte == 0) {
-                Content::Zero
-            } else {
-                let offset = if codec == Codec::Raw { stored.len().next_multiple_of(4096) } else { stored.len() };
-                stored.resize(offset, 0);
-                stored.extend_from_slice(run);
-                let at = Extent { pack: PackId(0), offset: offset as u32, stored: run.len() as u32 };
-                Content::Stored { at, codec }
-            };
-            records.push(BlockRecord { hash: Hash::of(raw), content });
-        }
-        store.put("object", &stored, Existing::Replace).unwrap();
-        let blocks = Blocks::of_object(Arc::new(store), "object", records, SIZE);
-        let file = FileRecord {
-            path: "base/5/16384".to_owned(),
-            kind: crate::format::file::FileKind::Regular,
-            mode: 0o600,
-            uid: 0,
-            gid: 0,
-            modified: 0,
-            bytes: content.len() as u64,
-            crc32c: 0,
-            first_block: BlockNumber(0),
-        };
-        (blocks, file, content)
-    }
-
-    #[test]
-    fn every_range_of_a_file_reads_as_it_was() {
-        let directory = tempfile::tempdir().unwrap();
-        let (blocks, file, content) = sample(directory.path());
-        let mut scratch = Scratch::default();
-        for offset in (0..content.len() + 5000).step_by(4099) {
-            for bytes in [1, 4096, SIZE.bytes(), SIZE.bytes() * 3 + 1, content.len() + 1] {
-                let mut out = vec![0xEE; bytes];
-                let read = blocks.read_range(&file, offset as u64, &mut out, &mut scratch).unwrap();
-                let expected = content.get(offset..).unwrap_or_default();
-                let expected = &expected[..expected.len().min(bytes)];
-                assert!(out[..read] == *expected, "{bytes} bytes at {offset}");
-            }
-        }
-    }
-
-    #[test]
-    fn damage_is_named_by_file_and_block_and_place() {
-        let directory = tempfile::tempdir().unwrap();
-        let (blocks, file, content) = sample(directory.path());
-        let path = directory.path().join("object");
-        let mut stored = std::fs::read(&path).unwrap();
-        stored[4096 + 100] ^= 1;
-        std::fs::write(&path, &stored).unwrap();
-        let mut out = vec![0; content.len()];
-        let error = blocks.read_range(&file, 0, &mut out, &mut Scratch::default()).unwrap_err();
-        assert!(matches!(error, Error::Corrupt { offset: Some(4096), .. }), "{error}");
-        assert!(error.to_string().contains("block 0 of base/5/16384: expected BLAKE3"), "{error}");
-        assert!(blocks.read_range(&file, SIZE.bytes() as u64, &mut out, &mut Scratch::default()).is_ok());
-        std::fs::write(&path, &stored[..stored.len() - 1]).unwrap();
-        let last = file.bytes - 1;
-        let error = blocks.read_range(&file, last, &mut out, &mut Scratch::default()).unwrap_err();
-        assert!(error.to_string().contains("block 9 of base/5/16384: the file ends"), "{error}");
-        std::fs::remove_file(&path).unwrap();
-    }
-
-    #[test]
-    fn a_missing_pack_is_corruption() {
-        let directory = tempfile::tempdir().unwrap();
-        let (blocks, file, _) = sample(directory.path());
-        std::fs::remove_file(directory.path().join("object")).unwrap();
-        let error = blocks.read_range(&file, 0, &mut [0; 10], &mut Scratch::default()).unwrap_err();
-        assert!(matches!(error, Error::Corrupt { .. }), "{error}");
-        assert!(error.to_string().ends_with("the file is missing"), "{error}");
-    }
-
-    #[test]
-    fn a_run_that_no_block_can_have_is_refused_before_memory_is_asked_for() {
-        let directory = tempfile::tempdir().unwrap();
-        let (blocks, _, _) = sample(directory.path());
-        let at = Extent { pack: PackId(0), offset: 4096, stored: u32::MAX - 4096 };
-        let record = BlockRecord { hash: Hash([0; 32]), content: Content::Stored { at, codec: Codec::Raw } };
-        let (mut out, mut scratch) = ([0; 10], Scratch::default());
-        let refused = blocks.read_block(&record, &mut out, &mut scratch);
-        assert!(matches!(refused, Err(Error::Corrupt { .. })));
-    }
-
-    #[test]
-    fn a_request_spans_neighbours_and_small_gaps_only() {
-        let run = |pack, offset, stored| Extent { pack: PackId(pack), offset, stored };
-        let first = run(1, 4096, 1000);
-        assert_eq!(span_end(&first, [].into_iter()), 5096);
-        assert_eq!(span_end(&first, [run(1, 5096, 10), run(1, 60_000, 10)].into_iter()), 60_010);
-        assert_eq!(span_end(&first, [run(1, 5096 + 65_537, 10)].into_iter()), 5096);
-        assert_eq!(span_end(&first, [run(2, 5096, 10)].into_iter()), 5096);
-        assert_eq!(span_end(&first, [run(1, 0, 10)].into_iter()), 5096);
-        let chain = (0..20).map(|index| run(1, 5096 + index * 60_000, 60_000));
-        assert_eq!(span_end(&first, chain), 5096 + 17 * 60_000);
-    }
-
-    #[test]
-    fn a_patched_block_is_its_base_with_other_pages() {
-        let base: Vec<u8> = (0..SIZE.bytes()).map(|at| (at / 100) as u8).collect();
-        let mut new = base.clone();
-        new[PAGE_BYTES..PAGE_BYTES * 2].fill(0xAB);
-        let patch = patch::make(&base, &new).unwrap();
-        let run = |offset, bytes: usize| Extent { pack: PackId(1), offset, stored: bytes as u32 };
-        let content = Content::Patched {
-            base: run(4096, base.len()),
-            base_codec: Codec::Raw,
-            patch: run(1 << 20, patch.len()),
-            patch_codec: Codec::Raw,
-        };
-        let record = BlockRecord { hash: Hash::of(&new), content };
-        let mut out = vec![0; SIZE.bytes()];
-        let mut scratch = Scratch::default();
-        assert!(*decode_verified(&record, &base, &patch, &mut out, &mut scratch).unwrap() == *new);
-        let refused = decode_verified(&record, &base, &patch[..40], &mut out, &mut scratch).unwrap_err();
-        assert!(refused.in_patch, "{refused}");
-        let refused = decode_verified(&record, &base[1..], &patch, &mut out, &mut scratch).unwrap_err();
-        assert!(!refused.in_patch, "{refused}");
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        Self::Read(error)
     }
 }

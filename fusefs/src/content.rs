@@ -21,6 +21,11 @@ pub trait Content: Send + Sync + fmt::Display {
 
     /// Fills `out`, which lies within the file, from `offset` on with verified bytes.
     fn read(&self, offset: u64, out: &mut [u8]) -> Result<()>;
+
+    /// As [`Content::read`], for a reader that will not come back: nothing of it is left in a page cache.
+    fn read_once(&self, offset: u64, out: &mut [u8]) -> Result<()> {
+        self.read(offset, out)
+    }
 }
 
 /// A regular file of the backup.
@@ -46,6 +51,11 @@ impl Content for BackupFile {
 
     fn read(&self, offset: u64, out: &mut [u8]) -> Result<()> {
         let read = SCRATCH.with_borrow_mut(|scratch| self.blocks.read_range(&self.file, offset, out, scratch))?;
+        refuse_short(self, offset, read, out.len())
+    }
+
+    fn read_once(&self, offset: u64, out: &mut [u8]) -> Result<()> {
+        let read = SCRATCH.with_borrow_mut(|scratch| self.blocks.read_range_once(&self.file, offset, out, scratch))?;
         refuse_short(self, offset, read, out.len())
     }
 }

@@ -17,6 +17,8 @@ use engine::{Error, Result};
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 
+use crate::table::Mount;
+
 /// The helper that mounts for ordinary users.
 pub const HELPER: &str = "fusermount3";
 /// Where the kernel's FUSE driver is reached.
@@ -136,11 +138,22 @@ pub(crate) fn set_kernel_read_ahead(device: &str, bytes: u32) {
     }
 }
 
-/// Ends the connection of a server that hangs: every reader gets an error. Only root may.
-pub fn abort(device: &str) -> Result<()> {
-    let minor = device.rsplit(':').next().unwrap_or_default();
+/// Ends the connection of a server that hangs: every reader gets an error. For root, and for the user that mounted where
+/// the kernel shows its connections.
+pub fn abort(mount: &Mount) -> Result<()> {
+    let minor = mount.device.rsplit(':').next().unwrap_or_default();
     let path = format!("/sys/fs/fuse/connections/{minor}/abort");
-    std::fs::write(&path, "1").map_err(|cause| Error::io("write", &path, cause))
+    match std::fs::write(&path, "1") {
+        Ok(()) => Ok(()),
+        // They are shown nowhere: an unmount by force begins with the same, and may then find the mount in use.
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
+            match rustix::mount::unmount(&mount.mountpoint, UnmountFlags::FORCE | UnmountFlags::NOFOLLOW) {
+                Ok(()) | Err(rustix::io::Errno::BUSY) => Ok(()),
+                Err(cause) => Err(Error::io("abort", &mount.mountpoint, cause)),
+            }
+        }
+        Err(cause) => Err(Error::io("write", &path, cause)),
+    }
 }
 
 /// Makes sure that `mountpoint` can be mounted on: an existing empty directory.

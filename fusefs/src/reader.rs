@@ -1,8 +1,9 @@
 //! The reads of a mount: from what is decoded already, or decoded for this read.
 //!
 //! Three kinds of reader meet here, and each gets the shortest way:
-//! - The restore's copier opens with O_DIRECT and keeps several large requests in flight. Its blocks are decoded straight
-//!   into the reply, nothing is kept, nothing is read ahead.
+//! - The restore's copier opens with O_DIRECT and keeps several large requests in flight. Its blocks are read past the
+//!   page cache and decoded straight into the reply, raw ones read straight into it; nothing is kept, nothing is read
+//!   ahead.
 //! - A program that reads in order, one request after the other (`cp`, `tar`), has its next megabytes decoded by all
 //!   cores while it looks at the last; replies borrow the decoded run.
 //! - A program that jumps (PostgreSQL itself) reads 8 KiB here and there; the block around it is decoded once and kept
@@ -22,7 +23,7 @@ use std::thread::JoinHandle;
 
 use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
 
-use crate::budget::{Budget, Buffer};
+use crate::budget::{BUFFER_BYTES_MAX, Budget, Buffer};
 use crate::content::Content;
 use crate::errno;
 use crate::read_ahead::{Pattern, RUN_BYTES, Window, window_bytes_max};
@@ -56,6 +57,14 @@ impl OpenFile {
             in_flight: AtomicUsize::new(0),
             window: Mutex::default(),
         })
+    }
+
+    /// Decodes a run. What was read ahead for a reader past the page cache stays in no other either.
+    fn read_run(&self, run: &Run, out: &mut [u8]) -> engine::Result<()> {
+        match self.direct && run.is_ahead() {
+            true => self.content.read_once(run.start, out),
+            false => self.content.read(run.start, out),
+        }
     }
 
     fn block_around(&self, offset: u64) -> Range<u64> {
@@ -98,9 +107,10 @@ pub struct Reader {
 }
 
 thread_local! {
-    /// Where a reply is put together, and where a block is decoded that the budget has no room for: one of each for
-    /// every thread that serves reads, at most [`crate::budget::BUFFER_BYTES_MAX`] in size.
-    static REPLY: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    /// Where a reply is put together, in a huge page where the machine has them; made by the first reply.
+    static REPLY: RefCell<Option<engine::io::Buffer>> = const { RefCell::new(None) };
+    /// Where a block is decoded that the budget has no room for, at most [`BUFFER_BYTES_MAX`] in size. One of each for
+    /// every thread that serves reads.
     static BLOCK: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -136,8 +146,14 @@ impl Reader {
         if let Some((bytes, range)) = self.in_one_run(file, offset, length) {
             return reply(Ok(&bytes[range]));
         }
-        REPLY.with_borrow_mut(|scratch| {
-            let out = sized(scratch, length);
+        REPLY.with_borrow_mut(|memory| {
+            let out = match reply_memory(memory, length) {
+                Ok(out) => out,
+                Err(error) => {
+                    tracing::error!(file = %file.content, "cannot serve a read: {error}");
+                    return reply(Err(errno::of(&error)));
+                }
+            };
             let (done, outcome) = self.assemble(file, offset, out);
             match outcome {
                 Ok(()) => reply(Ok(&out[..done])),
@@ -247,12 +263,17 @@ impl Reader {
         let gap_end = self.runs.next_start(file.inode, at + 1, end).max(block.end);
         let whole_end = if gap_end == file.content.bytes() { gap_end } else { file.block_around(gap_end).start };
         let whole = usize::try_from(whole_end - at).unwrap_or(out.len()).min(out.len());
-        match file.content.read(at, &mut out[..whole]) {
+        // Who goes past the page cache with whole blocks does not come back for them.
+        let read = |out: &mut [u8]| match file.direct {
+            true => file.content.read_once(at, out),
+            false => file.content.read(at, out),
+        };
+        match read(&mut out[..whole]) {
             Ok(()) => Ok(whole),
             // One of several: find out which, so that the blocks before it are served and it is named.
             Err(_) if block.end < whole_end => {
                 let first = usize::try_from(block.end - at).unwrap_or(whole).min(whole);
-                file.content.read(at, &mut out[..first]).map(|()| first)
+                read(&mut out[..first]).map(|()| first)
             }
             Err(error) => Err(error),
         }
@@ -279,7 +300,7 @@ impl Reader {
             Found::Bytes(bytes) => return Some(bytes),
             Found::Failed => {}
             Found::Claimed(mut claim) => {
-                if file.content.read(run.start, claim.buffer()).is_ok() {
+                if file.read_run(run, claim.buffer()).is_ok() {
                     return claim.finish();
                 }
             }
@@ -318,7 +339,7 @@ fn decode_ahead(jobs: &Receiver<Job>, runs: &Runs) {
             continue;
         }
         let Some(mut claim) = run.claim() else { continue };
-        let read = catch_unwind(AssertUnwindSafe(|| file.content.read(run.start, claim.buffer())));
+        let read = catch_unwind(AssertUnwindSafe(|| file.read_run(&run, claim.buffer())));
         match read {
             Ok(Ok(())) => {
                 claim.finish();
@@ -330,6 +351,17 @@ fn decode_ahead(jobs: &Receiver<Job>, runs: &Runs) {
         drop(claim);
         runs.remove(&run);
     }
+}
+
+/// The first `length` bytes of a thread's reply. The kernel asks for [`BUFFER_BYTES_MAX`] at most.
+fn reply_memory(memory: &mut Option<engine::io::Buffer>, length: usize) -> engine::Result<&mut [u8]> {
+    let memory = match memory {
+        Some(memory) => memory,
+        empty => empty.insert(engine::io::Buffer::alone()?),
+    };
+    let limit = BUFFER_BYTES_MAX.min(engine::io::BUFFER_BYTES);
+    let too_long = || engine::Error::Refused(format!("{length} bytes are asked for at once, {limit} are the most"));
+    memory[..limit].get_mut(..length).ok_or_else(too_long)
 }
 
 fn sized(scratch: &mut Vec<u8>, bytes: usize) -> &mut [u8] {

@@ -103,6 +103,11 @@ impl Run {
         self.start + self.length
     }
 
+    /// The read-ahead wanted it: it is given up once it was read.
+    pub fn is_ahead(&self) -> bool {
+        self.origin == Origin::Ahead
+    }
+
     /// The run's bytes, waiting for the thread that decodes them; or the claim to decode them here.
     pub fn get(&self) -> Found<'_> {
         let mut state = self.lock();

@@ -16,10 +16,11 @@ use crate::table;
 
 /// What the kernel may read ahead on this mount by itself, where we may say so: one request.
 const KERNEL_READ_AHEAD_BYTES: u32 = 1 << 20;
-/// Threads that answer the kernel: they also wait for the repository's disk, so there are more of them than cores.
-const THREADS_PER_CORE: usize = 2;
-const THREADS_MIN: usize = 4;
-const THREADS_MAX: usize = 32;
+/// Threads that answer the kernel. Each waits for the repository's disk by itself, so they are as many as requests keep
+/// a disk busy; and each has memory for a request and for a reply.
+const THREADS_PER_CORE: usize = 4;
+const THREADS_MIN: usize = 8;
+const THREADS_MAX: usize = 16;
 
 /// A mount that is being served. Dropped, it is unmounted.
 #[derive(Debug)]
@@ -65,12 +66,17 @@ impl Drop for Session {
     }
 }
 
+/// How many threads answer the kernel.
+pub fn threads() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    (cores * THREADS_PER_CORE).clamp(THREADS_MIN, THREADS_MAX)
+}
+
 fn serve(file_system: impl Filesystem, device: OwnedFd, allow_other: bool) -> io::Result<JoinHandle<io::Result<()>>> {
     let acl = if allow_other { SessionACL::All } else { SessionACL::Owner };
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let mut config = Config::default();
     config.acl = acl;
-    config.n_threads = Some((cores * THREADS_PER_CORE).clamp(THREADS_MIN, THREADS_MAX));
+    config.n_threads = Some(threads());
     // A queue for every thread, where this user may open the device; one shared queue otherwise.
     config.clone_fd =
         rustix::fs::access(mounting::DEVICE, rustix::fs::Access::READ_OK | rustix::fs::Access::WRITE_OK).is_ok();

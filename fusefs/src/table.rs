@@ -93,6 +93,13 @@ pub fn health(mountpoint: &Path) -> Health {
     }
 }
 
+/// Asks the mount something harmless and does not wait: the answer, whatever it is, is a message or the channel's end.
+pub fn ask(mountpoint: &Path) -> mpsc::Receiver<()> {
+    asked(mountpoint, |path| {
+        let _ = rustix::fs::statfs(path);
+    })
+}
+
 /// An extended attribute of the mount's root; nothing if it has none or does not answer.
 pub fn attribute(mountpoint: &Path, name: &'static str) -> Option<String> {
     let answer = with_patience(mountpoint, move |path| {
@@ -119,17 +126,25 @@ pub fn prove(mountpoint: &Path, token: &str) -> Result<()> {
     }
 }
 
-/// Runs `ask` on a thread that is left behind if the mount does not answer: a thread that waits for a FUSE server
-/// cannot be woken.
+/// Runs `ask` and waits for [`ANSWER_TIME`].
 fn with_patience<T: Send + 'static>(mountpoint: &Path, ask: impl FnOnce(&Path) -> T + Send + 'static) -> Option<T> {
+    asked(mountpoint, ask).recv_timeout(ANSWER_TIME).ok()
+}
+
+/// Runs `ask` on a thread that is left behind if the mount does not answer: a thread that waits for a FUSE server
+/// cannot be woken. Without a thread the channel ends at once.
+fn asked<T: Send + 'static>(mountpoint: &Path, ask: impl FnOnce(&Path) -> T + Send + 'static) -> mpsc::Receiver<T> {
     let (answer, answered) = mpsc::sync_channel(1);
     let mountpoint = mountpoint.to_owned();
-    let asked = std::thread::Builder::new().name("ask-mount".to_owned()).spawn(move || {
+    let thread = std::thread::Builder::new().name("ask-mount".to_owned());
+    let asked = thread.spawn(move || {
         // Nobody listens any more once the time is over.
         let _ = answer.send(ask(&mountpoint));
     });
-    asked.ok()?;
-    answered.recv_timeout(ANSWER_TIME).ok()
+    if let Err(cause) = asked {
+        tracing::debug!("cannot ask a mount: {cause}");
+    }
+    answered
 }
 
 /// A line such as `36 35 0:52 / /mnt/x ro,nosuid - fuse.pghydrant pghydrant:main ro,user_id=0`.

@@ -1,6 +1,8 @@
 //! A mount with an end.
 
-use std::fs;
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
@@ -50,6 +52,17 @@ impl Mounted {
         Ok(id.parse()?)
     }
 
+    /// The most memory that its server had, and what a server may have whatever it serves: the program, the chunks of the
+    /// manifest that it keeps, and each thread's memory for stored bytes and for a reply.
+    pub fn peak_and_limit(&self) -> Result<(u64, u64)> {
+        const PROGRAM_BYTES: u64 = 44 << 20;
+        let threads = fusefs::session::threads() + std::thread::available_parallelism()?.get();
+        let limit = PROGRAM_BYTES + (threads * 2 * engine::io::BUFFER_BYTES) as u64;
+        let status = fs::read_to_string(format!("/proc/{}/status", self.server()?))?;
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+        Ok((peak.trim().trim_end_matches(" kB").parse::<u64>()? << 10, limit))
+    }
+
     pub fn log(&self) -> Result<String> {
         fs::read_to_string(&self.log).with_context(|| format!("cannot read {}", self.log.display()))
     }
@@ -78,7 +91,7 @@ impl Drop for Mounted {
 fn end(mountpoint: &Path) {
     let Ok(Some(mount)) = table::mount_at(mountpoint) else { return };
     if mount.is_ours() {
-        let _ = mounting::abort(&mount.device);
+        let _ = mounting::abort(&mount);
         let _ = mounting::unmount(mountpoint, true);
     }
 }
@@ -92,4 +105,20 @@ pub fn runs(process: u32) -> bool {
 /// The errno of a failed call.
 pub fn errno<T>(outcome: std::io::Result<T>) -> Option<i32> {
     outcome.err().and_then(|error| error.raw_os_error())
+}
+
+/// The names in a directory.
+pub fn names(directory: &Path) -> Result<BTreeSet<String>> {
+    let names = fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    names.collect()
+}
+
+/// Opens a file for reads past the page cache.
+pub fn direct(path: &Path) -> std::io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path)
+}
+
+/// The user that the tests run as: root.
+pub fn root() -> OsUser {
+    OsUser::current()
 }

@@ -52,16 +52,22 @@ impl Sample {
         let (original, space) = (scratch.directory("original")?, scratch.directory("space")?);
         plant(&original, &space)?;
         let root = scratch.join("repo");
-        let repository = repository::Repository::init(&root, compression, BlockSize::DEFAULT)?;
-        let name = "main".parse().map_err(anyhow::Error::msg)?;
-        let info =
-            ClusterInfo::new(name, SystemIdentifier(SYSTEM), SEGMENT_BYTES.into(), "2026-11-22T08:00:00Z".to_owned());
-        let cluster = repository.create_cluster(info)?;
-        let info = back_up(&cluster, &original, &space)?;
+        let info = back_up(&new_cluster(&root, compression)?, &original, &space)?;
         let sample = Self { scratch, original, repository: root, info, pghydrant };
         for number in 0..6 {
             sample.archive(1, number)?;
         }
+        sample.give_to_server_user()?;
+        Ok(sample)
+    }
+
+    /// A backup of `files` in place of the small tree; there is no original beside it, and no archive.
+    pub fn of_files(files: Vec<FileRecord>, content: impl FnMut(&FileRecord) -> Result<Vec<u8>>) -> Result<Self> {
+        let scratch = Scratch::new()?;
+        let pghydrant = Pghydrant::new(&scratch)?;
+        let root = scratch.join("repo");
+        let info = write_backup(&new_cluster(&root, Compression::Lz4)?, files, content, Vec::new())?;
+        let sample = Self { original: scratch.join("original"), scratch, repository: root, info, pghydrant };
         sample.give_to_server_user()?;
         Ok(sample)
     }
@@ -122,6 +128,14 @@ impl Sample {
         Ok(content.to_vec())
     }
 
+    /// The backup's pack: with lz4 or without, there is one.
+    pub fn pack(&self) -> Result<PathBuf> {
+        let packs = fs::read_dir(self.repository.join("clusters/main/packs"))?;
+        let packs: Vec<_> = packs.collect::<std::io::Result<_>>()?;
+        ensure!(packs.len() == 1, "{packs:?}");
+        Ok(packs[0].path())
+    }
+
     /// All of the repository to the server's user.
     pub fn give_to_server_user(&self) -> Result<()> {
         let user = OsUser::server();
@@ -143,6 +157,14 @@ impl Sample {
         }
         Ok(expected)
     }
+}
+
+/// A repository, with a cluster that has no backup yet.
+fn new_cluster(root: &Path, compression: Compression) -> Result<repository::Cluster> {
+    let repository = repository::Repository::init(root, compression, BlockSize::DEFAULT)?;
+    let name = "main".parse().map_err(anyhow::Error::msg)?;
+    let created = "2026-11-22T08:00:00Z".to_owned();
+    Ok(repository.create_cluster(ClusterInfo::new(name, SystemIdentifier(SYSTEM), SEGMENT_BYTES.into(), created))?)
 }
 
 /// Bytes that compress as relations do: pages that are half free, each with its own content.
@@ -235,23 +257,40 @@ fn walk(directory: &Path, prefix: &str, found: &mut Vec<(FileRecord, PathBuf)>) 
 fn back_up(cluster: &repository::Cluster, data: &Path, space: &Path) -> Result<BackupInfo> {
     let mut files = Vec::new();
     walk(data, "", &mut files)?;
-    files.sort_by(|(one, _), (other, _)| path::order(&one.path, &other.path));
+    let places: BTreeMap<String, PathBuf> =
+        files.iter().map(|(record, place)| (record.path.clone(), place.clone())).collect();
+    let tablespaces = vec![Tablespace {
+        oid: SPACE,
+        name: "space".to_owned(),
+        location: space.display().to_string(),
+        bytes: 300_000,
+    }];
+    let files = files.into_iter().map(|(record, _)| record).collect();
+    write_backup(cluster, files, |file| Ok(fs::read(&places[&file.path])?), tablespaces)
+}
+
+/// Writes a backup of `files`, in any order, through the engine.
+pub fn write_backup(
+    cluster: &repository::Cluster,
+    mut files: Vec<FileRecord>,
+    mut content: impl FnMut(&FileRecord) -> Result<Vec<u8>>,
+    tablespaces: Vec<Tablespace>,
+) -> Result<BackupInfo> {
+    files.sort_by(|one, other| path::order(&one.path, &other.path));
     let writer = cluster.begin_backup(Parent::Full)?;
     let mut worker = writer.worker()?;
-    let sizes = files.iter().map(|(record, _)| (record.path.as_str(), BlockSize::DEFAULT.blocks_of(record.bytes)));
+    let sizes = files.iter().map(|file| (file.path.as_str(), BlockSize::DEFAULT.blocks_of(file.bytes)));
     for (position, range) in cut_groups(sizes).enumerate() {
-        let (mut blocks, mut members): (Vec<BlockRecord>, Vec<FileRecord>) = Default::default();
-        for (record, place) in &files[range] {
-            if record.kind == FileKind::Regular {
-                for block in fs::read(place)?.chunks(BlockSize::DEFAULT.bytes()) {
-                    blocks.push(worker.put(block, None, None)?.0);
-                }
+        let mut blocks: Vec<BlockRecord> = Vec::new();
+        let members = &files[range];
+        for file in members.iter().filter(|file| file.kind == FileKind::Regular) {
+            for block in content(file)?.chunks(BlockSize::DEFAULT.bytes()) {
+                blocks.push(worker.put(block, None, None)?.0);
             }
-            members.push(record.clone());
         }
         let leaves = blocks.chunks(usize::try_from(LEAF_RECORDS)?).map(|leaf| writer.commit_leaf(leaf));
         let leaves = leaves.collect::<engine::Result<Vec<_>>>()?;
-        writer.commit_group(position as u64, &members, leaves)?;
+        writer.commit_group(position as u64, members, leaves)?;
     }
     worker.finish()?;
     let description = Description {
@@ -262,19 +301,14 @@ fn back_up(cluster: &repository::Cluster, data: &Path, space: &Path) -> Result<B
             version_num: 150_018,
             data_checksums: true,
             wal_segment_bytes: SEGMENT_BYTES.into(),
-            data_directory: data.display().to_string(),
+            data_directory: "/var/lib/postgresql/15/main".to_owned(),
             outside_files: Vec::new(),
             owner: "postgres".to_owned(),
             settings: BTreeMap::new(),
         },
         wal: WalRange { timeline: Timeline(1), start: Lsn(0x20_0028), stop: Lsn(0x20_0100) },
         snapshot: Snapshot::default(),
-        tablespaces: vec![Tablespace {
-            oid: SPACE,
-            name: "space".to_owned(),
-            location: space.display().to_string(),
-            bytes: 300_000,
-        }],
+        tablespaces,
         bad_pages: Vec::new(),
     };
     Ok(writer.finish(description)?)

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use super::process::{Running, wait_until};
-use super::tools::postgres_program;
+use super::tools::{postgres_bin_of, postgres_program, server_program};
 use super::{Context, Finished, OsUser, Pghydrant, Repository, Result, Run, Scratch, bail, ensure};
 
 /// A port that nobody listens on, and that no other test of this process is given.
@@ -75,7 +75,8 @@ impl Instance {
     }
 
     fn pg_ctl(&self, arguments: &[&str]) -> Result<Finished> {
-        Run::new(postgres_program("pg_ctl")?).user(OsUser::server()).arg("-D").arg(&self.data).args(arguments).finish()
+        let pg_ctl = server_program(&self.data, "pg_ctl")?;
+        Run::new(pg_ctl).user(OsUser::server()).arg("-D").arg(&self.data).args(arguments).finish()
     }
 
     pub fn is_running(&self) -> Result<bool> {
@@ -161,6 +162,8 @@ pub struct Builder<'s> {
     name: String,
     settings: Vec<String>,
     initdb: Vec<String>,
+    /// Where `initdb` is.
+    bin: Option<PathBuf>,
 }
 
 impl Builder<'_> {
@@ -174,6 +177,12 @@ impl Builder<'_> {
     pub fn initdb(mut self, argument: impl Into<String>) -> Self {
         self.initdb.push(argument.into());
         self
+    }
+
+    /// A cluster of another major version.
+    pub fn major(mut self, major: u32) -> Result<Self> {
+        self.bin = Some(postgres_bin_of(major).with_context(|| format!("PostgreSQL {major} is missing"))?);
+        Ok(self)
     }
 
     /// Archives with our own `wal push` to `repository`, under `cluster`.
@@ -191,7 +200,8 @@ impl Builder<'_> {
         let data = self.scratch.directory(&self.name)?;
         // The path of a socket has at most 107 bytes.
         let sockets = self.scratch.directory(&format!("{}.s", self.name))?;
-        Run::new(postgres_program("initdb")?)
+        let initdb = self.bin.map_or_else(|| postgres_program("initdb"), |bin| Ok(bin.join("initdb")))?;
+        Run::new(initdb)
             .user(OsUser::server())
             .args(["-k", "-A", "trust", "-U", "postgres", "--no-sync", "-E", "UTF8", "--locale=C", "-D"])
             .arg(&data)
@@ -232,7 +242,7 @@ impl std::ops::Deref for Cluster {
 impl Cluster {
     /// A cluster in directory `name` of `scratch`.
     pub fn build<'s>(scratch: &'s Scratch, name: &str) -> Builder<'s> {
-        Builder { scratch, name: name.to_owned(), settings: Vec::new(), initdb: Vec::new() }
+        Builder { scratch, name: name.to_owned(), settings: Vec::new(), initdb: Vec::new(), bin: None }
     }
 
     /// Fills `database` with pgbench's tables: 16 MB a unit of `scale`.

@@ -14,6 +14,8 @@ pub enum Requirement {
     Fuse,
     /// The server's binaries, and a user that may run them.
     Postgres,
+    /// The server of a major version; `scripts/postgresql-builds.sh` fetches those that Debian's package is not.
+    Major(u32),
     /// Loop devices, to mount small file systems (root as well).
     LoopDevice,
     /// A program in PATH, and the Debian package that has it.
@@ -27,6 +29,9 @@ impl Requirement {
             Self::Root => (!tools::is_root()).then(|| "root".to_owned()),
             Self::Fuse => missing_fuse(),
             Self::Postgres => tools::postgres_bin().is_none().then(|| "PostgreSQL (package postgresql)".to_owned()),
+            Self::Major(major) => tools::postgres_bin_of(major)
+                .is_none()
+                .then(|| format!("PostgreSQL {major} (scripts/postgresql-builds.sh)")),
             Self::LoopDevice => {
                 let there = tools::is_root() && Path::new("/dev/loop-control").exists();
                 (!there).then(|| "loop devices, as root".to_owned())

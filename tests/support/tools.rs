@@ -52,21 +52,57 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
     env::split_paths(&path).chain(system).map(|dir| dir.join(name)).find(|candidate| candidate.is_file())
 }
 
+/// The major version that the tests run with unless they say otherwise; the only one with all client programs.
+const MAJOR: u32 = 15;
+
 /// The directory of the server's binaries: `PGHYDRANT_TEST_PG_BIN`, PostgreSQL 15's, or the newest one's.
 pub fn postgres_bin() -> Option<&'static Path> {
     static BIN: OnceLock<Option<PathBuf>> = OnceLock::new();
     BIN.get_or_init(|| {
         let named = env::var_os("PGHYDRANT_TEST_PG_BIN").map(PathBuf::from);
-        let of = |major: u32| PathBuf::from(format!("/usr/lib/postgresql/{major}/bin"));
-        let preferred = [15].into_iter().chain((13..=18).rev()).map(of);
-        named.into_iter().chain(preferred).find(|bin| bin.join("postgres").is_file())
+        let preferred = [MAJOR].into_iter().chain((13..=18).rev()).map(packaged_bin);
+        named.into_iter().chain(preferred).find(|bin| has_server(bin))
     })
     .as_deref()
 }
 
-/// A program of the server: `initdb`, `pg_amcheck`, …
+/// The server of one major version: Debian's package, or the build that `scripts/postgresql-builds.sh` fetched, which
+/// has `initdb`, `pg_ctl` and `postgres` only.
+pub fn postgres_bin_of(major: u32) -> Option<PathBuf> {
+    let fetched = builds_directory().join(major.to_string()).join("bin");
+    // The fetched build first: where both are there, all machines test the same one.
+    [fetched, packaged_bin(major)].into_iter().find(|bin| has_server(bin))
+}
+
+fn packaged_bin(major: u32) -> PathBuf {
+    PathBuf::from(format!("/usr/lib/postgresql/{major}/bin"))
+}
+
+fn has_server(bin: &Path) -> bool {
+    bin.join("postgres").is_file()
+}
+
+/// As in `scripts/postgresql-builds.sh`.
+fn builds_directory() -> PathBuf {
+    let named = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let cache = || named("XDG_CACHE_HOME").or_else(|| Some(named("HOME")?.join(".cache"))).unwrap_or_default();
+    let default = || if is_root() { "/var/cache".into() } else { cache() }.join("pghydrant/postgresql");
+    named("PGHYDRANT_TEST_POSTGRESQL").unwrap_or_else(default)
+}
+
+/// A program of PostgreSQL: `psql`, `pg_amcheck`, …
 pub fn postgres_program(name: &str) -> Result<PathBuf> {
     let program = postgres_bin().context("PostgreSQL is missing: start the test with requires!(Postgres)")?.join(name);
     super::ensure!(program.is_file(), "{} is missing", program.display());
     Ok(program)
+}
+
+/// `pg_ctl` and the like of the version that a data directory belongs to.
+pub fn server_program(data: &Path, name: &str) -> Result<PathBuf> {
+    let text = std::fs::read_to_string(data.join("PG_VERSION")).unwrap_or_default();
+    let major = text.trim().parse().unwrap_or(MAJOR);
+    match postgres_program(name) {
+        Ok(program) if program.starts_with(packaged_bin(major)) => Ok(program),
+        other => postgres_bin_of(major).map_or(other, |bin| Ok(bin.join(name))),
+    }
 }

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use super::cluster::free_port;
-use super::{Cluster, Finished, Instance, Pghydrant, Repository, Result, Scratch};
+use super::tools::postgres_bin_of;
+use super::{Cluster, Context, Finished, Instance, Pghydrant, Repository, Result, Scratch};
 
 /// The cluster, the repository, and the directory that holds both. Gone in that order.
 pub struct World {
@@ -23,8 +24,31 @@ impl World {
     pub fn with(scale: u32, init: &[&str], settings: &[&str]) -> Result<Self> {
         let scratch = Scratch::new()?;
         let pghydrant = Pghydrant::new(&scratch)?;
+        Self::build(scratch, pghydrant, None, scale, init, settings)
+    }
+
+    /// A cluster of another major version; `pghydrant` is told where its server is.
+    pub fn of_major(major: u32, scale: u32) -> Result<Self> {
+        let scratch = Scratch::new()?;
+        let bin = postgres_bin_of(major).with_context(|| format!("PostgreSQL {major} is missing"))?;
+        let pghydrant = Pghydrant::new(&scratch)?.env("PGHYDRANT_PG_BIN", bin.display().to_string());
+        Self::build(scratch, pghydrant, Some(major), scale, &[], &[])
+    }
+
+    fn build(
+        scratch: Scratch,
+        pghydrant: Pghydrant,
+        major: Option<u32>,
+        scale: u32,
+        init: &[&str],
+        settings: &[&str],
+    ) -> Result<Self> {
         let repository = Repository::init_with(&scratch, &pghydrant, init)?;
         let builder = Cluster::build(&scratch, "original").archive_to(&pghydrant, &repository, "main");
+        let builder = match major {
+            Some(major) => builder.major(major)?,
+            None => builder,
+        };
         let cluster = settings.iter().fold(builder, |builder, line| builder.setting(*line)).start()?;
         if scale > 0 {
             cluster.pgbench_initialize(scale)?;

@@ -10,8 +10,9 @@
 //!
 //! The first failure stops all workers, and is the one that is told.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
@@ -53,6 +54,8 @@ struct Worker {
 /// The copy of one backup.
 pub(super) struct Copy<'a> {
     data: &'a Path,
+    /// Files that are not read from the data directory, by their path in the backup.
+    elsewhere: Option<&'a BTreeMap<String, PathBuf>>,
     files: &'a [FileRecord],
     plan: &'a Plan,
     writer: &'a BackupWriter,
@@ -112,6 +115,7 @@ impl<'a> Copy<'a> {
     ) -> Self {
         Self {
             data,
+            elsewhere: None,
             files,
             plan,
             writer,
@@ -126,6 +130,16 @@ impl<'a> Copy<'a> {
             read: files.iter().map(|_| OnceLock::new()).collect(),
             suspects: Mutex::default(),
         }
+    }
+
+    /// The same, with some files read from another place than the data directory.
+    pub(super) fn reading_elsewhere(self, files: &'a BTreeMap<String, PathBuf>) -> Self {
+        Self { elsewhere: Some(files), ..self }
+    }
+
+    fn place_of(&self, file: &FileRecord) -> PathBuf {
+        let elsewhere = self.elsewhere.and_then(|files| files.get(&file.path));
+        elsewhere.map_or_else(|| self.data.join(&file.path), Clone::clone)
     }
 
     /// Runs `workers` threads to the end of the work. `watch` is called on this thread about once a second; its failure
@@ -193,8 +207,7 @@ impl<'a> Copy<'a> {
                 group.files.push(listed.clone());
                 continue;
             }
-            let path = self.data.join(&listed.path);
-            let Some(source) = SourceFile::open(&path)? else { continue };
+            let Some(source) = SourceFile::open(&self.place_of(listed))? else { continue };
             let first_block = BlockNumber(group.block_count());
             let mut reading = self.reading(place, 0)?;
             self.read_blocks(&source, 0..source.bytes, Shrunk::EndsThere, &mut reading, worker, &mut |record| {
@@ -254,7 +267,7 @@ impl<'a> Copy<'a> {
         let plan = &self.plan.large[large];
         let mut state = lock(&self.large[large]);
         if !state.opened {
-            state.source = SourceFile::open(&self.data.join(&self.files[plan.file].path))?.map(Arc::new);
+            state.source = SourceFile::open(&self.place_of(&self.files[plan.file]))?.map(Arc::new);
             state.pieces.resize_with(plan.leaves, || None);
             state.opened = true;
         }

@@ -6,7 +6,7 @@
 //!
 //! The story is [`back_up`]. Beside it: the server and its backup API ([`server`]), what belongs into a backup ([`scan`],
 //! [`exclude`], [`relation`]), who reads what ([`plan`]), the reading ([`copy`], [`source`], [`pages`]), the WAL ([`wal`]),
-//! and the files that are made at the end ([`late`], [`checklist`]).
+//! the files that are made at the end ([`late`], [`checklist`]), and a configuration that lies elsewhere ([`outside`]).
 //!
 //! The session stays open to the end: when it goes, for whatever reason, the server itself ends the backup and drops the
 //! replication slot, and what was written to the repository is swept by the next backup.
@@ -16,6 +16,7 @@ mod copy;
 mod exclude;
 mod label;
 mod late;
+mod outside;
 mod pages;
 mod plan;
 mod relation;
@@ -23,6 +24,7 @@ mod report;
 mod scan;
 mod server;
 mod source;
+mod standby;
 mod wal;
 
 use std::collections::BTreeMap;
@@ -38,15 +40,17 @@ use self::checklist::{Checklist, Item};
 use self::copy::{Copied, Copy, Read};
 use self::label::Label;
 use self::late::{Attributes, LateFiles};
+use self::outside::Outside;
 use self::plan::Plan;
 use self::report::Report;
 use self::scan::Source;
 use self::server::{Server, Stopped};
+use self::standby::Upstream;
 use self::wal::WalSupply;
-use crate::arguments::{ClusterOption, JsonOption, RepositoryOption};
 use crate::context::Context;
 use crate::exit::{Exit, Failure};
 use crate::human;
+use crate::options::{ClusterOption, JsonOption, RepositoryOption};
 use crate::postgres::client::Client;
 use crate::postgres::conninfo::Conninfo;
 use crate::postgres::control;
@@ -66,6 +70,9 @@ pub(crate) struct Arguments {
     /// The server, as libpq takes it: 'host=/run/postgresql port=5432 user=postgres' [default: the PG* variables]
     #[arg(long, value_name = "CONNINFO")]
     pub(crate) dbname: Option<String>,
+    /// The primary, when a standby is backed up: told to end the last WAL segment [default: wait until it does]
+    #[arg(long, value_name = "CONNINFO")]
+    pub(crate) primary: Option<String>,
     /// Store every block, whatever earlier backups have
     #[arg(long)]
     pub(crate) full: bool,
@@ -78,9 +85,11 @@ pub(crate) fn run(arguments: &Arguments, context: &Context) -> Result<Exit> {
     let repository = context.repository(&arguments.repository)?;
     let name = context.cluster_name(&arguments.cluster)?;
     let parent = if arguments.full { Parent::Full } else { Parent::Latest };
-    let conninfo = Conninfo::resolve(arguments.dbname.as_deref())
-        .map_err(|error| Failure::new(Exit::Usage, format!("{error:#}")))?;
-    let backup = back_up(&repository, &name, parent, &conninfo, context)?;
+    let resolve =
+        |text: Option<&str>| Conninfo::resolve(text).map_err(|error| Failure::new(Exit::Usage, format!("{error:#}")));
+    let conninfo = resolve(arguments.dbname.as_deref())?;
+    let primary = arguments.primary.as_deref().map(|text| resolve(Some(text))).transpose()?;
+    let backup = back_up(&repository, &name, parent, &conninfo, primary.as_ref(), context)?;
     Ok(if backup.bad_pages.is_empty() { Exit::Done } else { Exit::DamagedPages })
 }
 
@@ -89,6 +98,7 @@ fn back_up(
     name: &ClusterName,
     parent: Parent,
     conninfo: &Conninfo,
+    primary: Option<&Conninfo>,
     context: &Context,
 ) -> Result<BackupInfo> {
     let output = &context.output;
@@ -100,23 +110,27 @@ fn back_up(
     let server = Server::survey(&client)?;
     let cluster = cluster_of(repository, name, &server)?;
     let writer = cluster.begin_backup(parent)?;
-    step.done(&format!("PostgreSQL {} in {}", server.version(), server.data.display()));
+    let upstream = Upstream::of(&server, primary)?;
+    let role = if server.is_standby { ", a standby" } else { "" };
+    step.done(&format!("PostgreSQL {} in {}{role}", server.version(), server.data.display()));
 
     let step = output.step("start");
-    let mut wal = WalSupply::hold(&client, cluster.wal(), &server.data, server.info.wal_segment_bytes, output)?;
+    let mut wal = WalSupply::hold(&client, cluster.wal(), &server, upstream, output)?;
     let start = server::start(&client, &format!("pghydrant {}", writer.label()), &interrupted)?;
     step.done(&format!("backup {} from {start}", writer.label()));
 
     let step = output.step("scan");
     let tablespaces = Server::tablespaces(&client)?;
-    let files = list_files(&server, &tablespaces, context)?;
+    let outside = Outside::gather(&server)?;
+    let files = list_files(&server, &tablespaces, &outside, context)?;
     let block = repository.info().block_bytes;
     let plan = Plan::new(&files, block);
     step.done(&format!("{} in {} files and directories", human::bytes(plan.bytes), files.len()));
 
     let step = output.step("copy");
     let phase = output.phase("copy", plan.bytes);
-    let copy = Copy::new(&server.data, &files, &plan, &writer, block, server.info.data_checksums, &phase);
+    let copy = Copy::new(&server.data, &files, &plan, &writer, block, server.info.data_checksums, &phase)
+        .reading_elsewhere(&outside.sources);
     let mut alive = Instant::now();
     let copied = copy.run(context.workers()?, &mut || {
         wal.watch()?;
@@ -134,6 +148,7 @@ fn back_up(
     let control = write_control(&server, &mut late)?;
     let stopped = server::stop(&client, &interrupted)?;
     let label = Label::parse(&stopped.label).context("the server's backup_label has no start and no timeline")?;
+    server.refuse_another_timeline(&client, label.timeline)?;
     let range = WalRange { timeline: label.timeline, start: label.start, stop: stopped.lsn };
     step.done(&format!("consistent at {}", stopped.lsn));
 
@@ -184,6 +199,7 @@ fn cluster_of(repository: &Repository, name: &ClusterName, server: &Server) -> R
 fn list_files(
     server: &Server,
     tablespaces: &BTreeMap<u32, (String, String)>,
+    outside: &Outside,
     context: &Context,
 ) -> Result<Vec<FileRecord>> {
     let locations = tablespaces.iter().map(|(oid, (_, location))| (*oid, location.clone())).collect();
@@ -195,8 +211,9 @@ fn list_files(
         statistics: statistics.as_deref(),
         wal_summaries: server.version().major() >= 17,
     };
-    let found = source.scan()?;
-    for warning in &found.warnings {
+    let mut found = source.scan()?;
+    outside.join(&mut found.records);
+    for warning in found.warnings.iter().chain(&outside.warnings) {
         context.output.warning(warning);
     }
     Ok(found.records)

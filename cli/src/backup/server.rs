@@ -71,6 +71,8 @@ pub(super) struct Server {
     pub(super) owner: Owner,
     pub(super) gid: u32,
     pub(super) group_access: bool,
+    /// It replays another server's WAL.
+    pub(super) is_standby: bool,
 }
 
 impl Server {
@@ -83,13 +85,7 @@ impl Server {
             ))
             .into());
         }
-        if client.one("SELECT pg_is_in_recovery()", &[])? {
-            return Err(refuse(
-                "the server is a standby (pg_is_in_recovery() is true), and backups of standbys are not supported yet",
-            )
-            .hint("connect to the primary")
-            .into());
-        }
+        let is_standby = client.one("SELECT pg_is_in_recovery()", &[])?;
         let data = data_directory(client)?;
         refuse_unreadable(&data)?;
         let control = control::read(&data)?;
@@ -100,7 +96,7 @@ impl Server {
         let owner = Owner::of(&data)?;
         let group_access = metadata.mode() & 0o050 != 0;
         let info = server_info(client, &data, &control, &owner)?;
-        Ok(Self { data, control, info, owner, gid: metadata.gid(), group_access })
+        Ok(Self { data, control, info, owner, gid: metadata.gid(), group_access, is_standby })
     }
 
     /// Its version.
@@ -165,6 +161,10 @@ pub(super) struct Stopped {
 /// Snapshot and clock are taken *after* it. A transaction that is unfinished in this snapshot, or a time after this clock,
 /// comes after the end of the backup, so recovery can stop there. Taken before, both would promise some moments that
 /// still belong to the backup itself, where recovery cannot stop.
+///
+/// On a standby both are careful in the same direction. Its snapshot lists no unfinished transactions (they are among
+/// its subtransactions, which SQL does not see), so all below `xmax` count as finished. Its clock may be behind the
+/// primary's, whose commits it has replayed: the later of the two counts.
 pub(super) fn stop(client: &Client, stop: &dyn Fn() -> bool) -> Result<Stopped> {
     let sql = if client.version_num() >= BACKUP_START_FROM {
         "SELECT lsn::text, labelfile, spcmapfile FROM pg_backup_stop(false)"
@@ -173,8 +173,11 @@ pub(super) fn stop(client: &Client, stop: &dyn Fn() -> bool) -> Result<Stopped> 
     };
     let rows = client.query_until(sql, &[], CHECKPOINT_LIMIT, stop)?;
     let row = rows.first().context("pg_backup_stop returned nothing")?;
-    let after = client
-        .row("SELECT pg_current_snapshot()::text, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint", &[])?;
+    let after = client.row(
+        "SELECT pg_current_snapshot()::text, \
+            (extract(epoch FROM greatest(clock_timestamp(), pg_last_xact_replay_timestamp())) * 1000000)::bigint",
+        &[],
+    )?;
     let snapshot: String = value(&after, 0)?;
     Ok(Stopped {
         lsn: lsn(row, 0)?,

@@ -5,7 +5,8 @@
 //! new segment; if the segment that was current before then appears in our archive, archiving works and comes here: the
 //! slot is dropped, so that a long backup does not fill the server's disk, and at the end the archive is waited for. If it
 //! never appears, the slot stays, and the segments are read from `pg_wal` at the end. Either way they are all in the
-//! archive before the backup is committed.
+//! archive before the backup is committed. A standby's WAL goes the same two ways; what it must wait for is told in
+//! [`super::standby`].
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -17,6 +18,8 @@ use engine::units::{Lsn, Timeline};
 use engine::wal::WalArchive;
 use engine::wal::name::{SegmentName, WalFile};
 
+use super::server::Server;
+use super::standby::Upstream;
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
 use crate::postgres::client::{Client, value};
@@ -46,6 +49,8 @@ pub(super) struct WalSupply<'a> {
     archive: WalArchive,
     data: &'a Path,
     segment_bytes: u64,
+    /// Whose WAL it is, where the server is a standby.
+    upstream: Option<Upstream>,
     slot: Option<String>,
     /// Current before the backup began: in our archive, it proves that the server archives here.
     evidence: Option<SegmentName>,
@@ -58,11 +63,14 @@ impl<'a> WalSupply<'a> {
     pub(super) fn hold(
         client: &'a Client,
         archive: WalArchive,
-        data: &'a Path,
-        segment_bytes: u64,
+        server: &'a Server,
+        upstream: Option<Upstream>,
         output: &Output,
     ) -> Result<Self> {
-        let archiving = client.one::<String>("SELECT current_setting('archive_mode')", &[])? != "off";
+        let (data, segment_bytes) = (server.data.as_path(), server.info.wal_segment_bytes);
+        // A standby's WAL is its primary's to archive: whether that is done is seen, not asked.
+        let archiving =
+            upstream.is_some() || client.one::<String>("SELECT current_setting('archive_mode')", &[])? != "off";
         let name = format!("pghydrant_{}", std::process::id());
         let slot = match client.query("SELECT pg_create_physical_replication_slot($1, true, true)", &[&name]) {
             Ok(_) => Some(name),
@@ -77,8 +85,9 @@ impl<'a> WalSupply<'a> {
                     .into());
             }
         };
+        let looked = Instant::now();
         let mut supply =
-            Self { client, archive, data, segment_bytes, slot, evidence: None, proven: false, looked: Instant::now() };
+            Self { client, archive, data, segment_bytes, upstream, slot, evidence: None, proven: false, looked };
         if archiving {
             let current = supply.current_segment()?;
             supply.evidence = Some(current).filter(|_| !supply.is_archived(current).unwrap_or(true));
@@ -139,12 +148,17 @@ impl<'a> WalSupply<'a> {
                         "the archive does not bring the last WAL of the backup: it is read from the server instead",
                     );
                 }
-                for segment in missing.drain(..) {
+                for segment in std::mem::take(&mut missing) {
+                    if !self.is_complete(segment, output)? {
+                        missing.push(segment);
+                        continue;
+                    }
                     self.push(&segment.file_name(self.segment_bytes))?;
                     phase.advance(self.segment_bytes);
                     origin = Origin::Server;
                 }
-            } else if !missing.is_empty() {
+            }
+            if !missing.is_empty() {
                 std::thread::sleep(ARRIVAL_POLL);
             }
         }
@@ -166,6 +180,12 @@ impl<'a> WalSupply<'a> {
             "{name} is neither in the archive nor in pg_wal: recovery cannot come from an older timeline"
         ));
         Ok(())
+    }
+
+    /// A primary ends the last segment when it ends the backup; a standby has to wait for its primary.
+    fn is_complete(&mut self, segment: SegmentName, output: &Output) -> Result<bool> {
+        let (client, segment_bytes) = (self.client, self.segment_bytes);
+        self.upstream.as_mut().map_or(Ok(true), |upstream| upstream.has_sent(segment, segment_bytes, client, output))
     }
 
     fn needed(&self, range: &WalRange) -> Vec<SegmentName> {
@@ -195,14 +215,17 @@ impl<'a> WalSupply<'a> {
     }
 
     fn current_segment(&self) -> Result<SegmentName> {
-        let sql = "SELECT lsn::text, pg_walfile_name(lsn) FROM pg_current_wal_insert_lsn() AS lsn";
+        let sql = if self.upstream.is_some() {
+            "SELECT pg_last_wal_replay_lsn()::text, min_recovery_end_timeline FROM pg_control_recovery()"
+        } else {
+            // pg_control may still have the timeline from before a promotion.
+            "SELECT lsn::text, ('x' || substr(pg_walfile_name(lsn), 1, 8))::bit(32)::int \
+                FROM pg_current_wal_insert_lsn() AS lsn"
+        };
         let row = self.client.row(sql, &[])?;
-        let (lsn, name): (String, String) = (value(&row, 0)?, value(&row, 1)?);
+        let (lsn, timeline): (String, i32) = (value(&row, 0)?, value(&row, 1)?);
         let lsn: Lsn = lsn.parse().map_err(anyhow::Error::msg)?;
-        let timeline = WalFile::parse(&name, self.segment_bytes)
-            .with_context(|| format!("pg_walfile_name() is \"{name}\""))?
-            .timeline();
-        Ok(SegmentName::holding(timeline, lsn, self.segment_bytes))
+        Ok(SegmentName::holding(Timeline(timeline.cast_unsigned()), lsn, self.segment_bytes))
     }
 
     fn archiver_failures(&self) -> Result<i64> {

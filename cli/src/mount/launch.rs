@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use engine::Error;
 use fusefs::table;
+use rustix::process::Pid;
 
 use super::protocol::{Answer, Request, receive, send};
 use crate::exit::{Exit, Failure};
@@ -17,6 +18,8 @@ use crate::exit::{Exit, Failure};
 /// How much of the end of a log goes into an error.
 const LAST_WORDS_BYTES: u64 = 2048;
 const TOKEN_BYTES: usize = 16;
+/// How long a server that was killed may take to end.
+const KILLED_WAIT: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(10);
 
 /// A server process, child of this one.
@@ -72,20 +75,31 @@ impl Server {
         &self.log
     }
 
-    /// Tells the server that we are done, and ends it if it has not ended by itself after `patience`.
+    /// Its process.
+    pub(super) fn pid(&self) -> Option<Pid> {
+        i32::try_from(self.child.id()).ok().and_then(Pid::from_raw)
+    }
+
+    /// Tells the server that we are done, and ends it if it has not ended by itself after `patience`. Nothing if it cannot
+    /// be ended: it waits for a disk, and ends when that answers.
     pub(super) fn end(&mut self, patience: Duration) -> Option<ExitStatus> {
         self.stdin = None;
+        self.ended_within(patience).or_else(|| {
+            // It is ours and was not waited for, so its number stands for nobody else.
+            let _ = self.child.kill();
+            self.ended_within(KILLED_WAIT)
+        })
+    }
+
+    fn ended_within(&mut self, patience: Duration) -> Option<ExitStatus> {
         let deadline = Instant::now() + patience;
-        while Instant::now() < deadline {
+        loop {
             match self.child.try_wait() {
-                Ok(None) => std::thread::sleep(POLL),
+                Ok(None) if Instant::now() < deadline => std::thread::sleep(POLL),
                 Ok(status) => return status,
                 Err(_) => return None,
             }
         }
-        // It is ours and was not waited for, so its number stands for nobody else.
-        let _ = self.child.kill();
-        self.child.wait().ok()
     }
 
     fn died(&mut self) -> anyhow::Error {

@@ -1,7 +1,7 @@
 //! The process that serves a mount.
 //!
 //! It ends in one of three ways, and leaves no mount behind in any: somebody unmounts it; a signal asks it to; or its
-//! restore is gone, which it learns from the end of its stdin. In the last two cases a mount that is still in use is
+//! restore is gone, which it learns from the end of its stdin, and if it was stopped goes on for. In the last two cases a mount that is still in use is
 //! detached, and its readers get errors once this process has ended.
 
 use std::io::{BufReader, Read};
@@ -50,6 +50,7 @@ pub(super) fn run() -> anyhow::Result<Exit> {
     let heard = send(std::io::stdout(), &answer);
     let mountpoint = started?;
     if request.with_parent {
+        go_on_when_the_parent_dies();
         watch_parent(requests, ends)?;
     } else if heard.is_err() {
         mounting::unmount(&mountpoint, true)?;
@@ -124,6 +125,14 @@ fn watch_parent(mut stdin: impl Read + Send + 'static, ends: Sender<End>) -> any
         while stdin.read(&mut byte).is_ok_and(|bytes| bytes > 0) {}
         let _ = ends.send(End::Asked("the restore that it served has ended"));
     })
+}
+
+/// A restore that is killed while its server is stopped could not end: a thread of it that waits for the server cannot be
+/// killed, and keeps the session locked. So its death wakes the server, which then sees the end of its stdin.
+fn go_on_when_the_parent_dies() {
+    if let Err(cause) = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::CONT)) {
+        tracing::debug!("the end of the restore will not wake a server that is stopped: {cause}");
+    }
 }
 
 fn thread(name: &str, body: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {

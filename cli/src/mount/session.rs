@@ -3,10 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::Context as _;
 use engine::units::{BackupLabel, ClusterName, SessionId};
 use fusefs::table;
 
 use super::launch::{self, Server};
+use super::watch::{PATIENCE, Watch};
 use super::{MEMORY_BYTES_DEFAULT, place, protocol, unmount, usable};
 
 /// How long a server may take to end by itself: it detaches the mount at once and gives readers two seconds.
@@ -37,6 +39,7 @@ pub(crate) struct SessionMount {
     mountpoint: PathBuf,
     token: String,
     server: Option<Server>,
+    watch: Option<Watch>,
 }
 
 impl SessionMount {
@@ -59,10 +62,22 @@ impl SessionMount {
             token: token.clone(),
             with_parent: true,
         };
-        let mut mount = Self { mountpoint, token, server: None };
+        let mut mount = Self { mountpoint, token, server: None, watch: None };
         // A failure drops `mount`, which takes away what there is.
-        mount.server = Some(Server::start(&asked, &request.log)?);
+        let server = mount.server.insert(Server::start(&asked, &request.log)?);
+        mount.watch = Some(Watch::begin(&mount.mountpoint, server.pid()).context("cannot watch the mount")?);
         Ok(mount)
+    }
+
+    /// Takes away what a session's earlier run left mounted, if its server was killed with it. Nothing to do is no error.
+    pub(crate) fn take_away_leftover(session: &SessionId, mount_directory: Option<&Path>) -> anyhow::Result<()> {
+        let directory = mount_directory.map_or_else(place::default_directory, Path::to_owned);
+        if directory.is_dir() {
+            let mountpoint = table::resolve(&directory.join(session.as_str()))?;
+            unmount::clear_leftover(&mountpoint)?;
+            place::remove(&mountpoint);
+        }
+        Ok(())
     }
 
     /// Where the backup is mounted.
@@ -73,6 +88,18 @@ impl SessionMount {
     /// Proves that what lies at the mountpoint is still the mount of the server that this session started.
     pub(crate) fn prove(&self) -> engine::Result<()> {
         table::prove(&self.mountpoint, &self.token)
+    }
+
+    /// Bytes of it have arrived: whoever reads much tells, so that a mount that is slow is not taken for one that hangs.
+    pub(crate) fn delivered(&self, bytes: u64) {
+        if let Some(watch) = &self.watch {
+            watch.delivered(bytes);
+        }
+    }
+
+    /// How long the mount neither answered nor delivered, if it was given up for that: every read fails since.
+    pub(crate) fn gave_up_after(&self) -> Option<Duration> {
+        self.watch.as_ref().is_some_and(Watch::gave_up).then_some(PATIENCE)
     }
 
     /// Where the server logs: the place of the reason for an EIO.
@@ -91,8 +118,11 @@ impl SessionMount {
     }
 
     fn take_away(&mut self) -> anyhow::Result<()> {
+        let patience = if self.gave_up_after().is_some() { Duration::ZERO } else { SERVER_END_WAIT };
+        // While the server is watched its process is not waited for.
+        self.watch = None;
         if let Some(mut server) = self.server.take() {
-            server.end(SERVER_END_WAIT);
+            server.end(patience);
         }
         // A server that was killed leaves its mount.
         unmount::clear_leftover(&self.mountpoint)?;

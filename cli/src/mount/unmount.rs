@@ -32,11 +32,7 @@ pub(super) fn run(arguments: &UnmountArguments, context: &Context) -> anyhow::Re
             context.output.note(&format!("the server of {} was gone", mountpoint.display()));
             return Ok(Exit::Done);
         }
-        Health::Hung => {
-            return Err(Failure::new(Exit::Failed, format!("{}: its server does not answer", mountpoint.display()))
-                .hint(format!("end the process \"pghydrant fuse-server {}\", then unmount again", mountpoint.display()))
-                .into());
-        }
+        Health::Hung => return Err(hung(&mountpoint).into()),
         Health::Failing(cause) => return Err(Error::io("ask", &mountpoint, cause).into()),
     };
     mounting::unmount(&mountpoint, false).map_err(|error| explain(error, &mountpoint))?;
@@ -67,8 +63,12 @@ pub(super) fn clear_leftover(mountpoint: &Path) -> Result<bool> {
     }
     let Some(mount) = table::mount_at(mountpoint)?.filter(table::Mount::is_ours) else { return Ok(false) };
     if matches!(table::health(mountpoint), Health::Hung) {
-        // Wakes its readers; only root may, and detaching works without.
-        let _ = mounting::abort(&mount.device);
+        // Wakes its readers; where that is not possible, the end of the server does.
+        let _ = mounting::abort(&mount);
+        for server in servers_of(mountpoint) {
+            // Nobody else serves a session's own mountpoint; one that waits for a disk ends when that answers.
+            let _ = rustix::process::kill_process(server, rustix::process::Signal::KILL);
+        }
     }
     match mounting::unmount(mountpoint, true) {
         // Its server was ending and did the same just now.
@@ -100,6 +100,17 @@ fn servers_of(mountpoint: &Path) -> Vec<Pid> {
         (words.next().is_some() && words.any(|word| word == mountpoint.as_os_str().as_bytes())).then_some(pid)
     };
     processes.flatten().filter_map(server).collect()
+}
+
+/// A mount whose server does not answer is left in place: whoever stopped the server may let it go on.
+fn hung(mountpoint: &Path) -> Failure {
+    let failure = Failure::new(Exit::Failed, format!("{}: its server does not answer", mountpoint.display()));
+    match servers_of(mountpoint).first() {
+        Some(server) => failure.hint(format!(
+            "process {server} serves it: `kill -CONT {server}` lets it go on if it was stopped, `kill -KILL {server}` ends it; then unmount again"
+        )),
+        None => failure.hint("no process serves it any more that this user can see"),
+    }
 }
 
 /// Says who uses the mount, where that is why it cannot be taken away.

@@ -89,8 +89,7 @@ pub(crate) fn without_block(text: &[u8], stamp: &str) -> Vec<u8> {
     out
 }
 
-/// True where `text` has a whole block of `stamp`: what the tests and the fuzz target look for.
-#[cfg_attr(not(test), allow(dead_code))]
+/// True where `text` has a whole block of `stamp`.
 pub(crate) fn has_block(text: &[u8], stamp: &str) -> bool {
     find_block(text, stamp).is_some()
 }

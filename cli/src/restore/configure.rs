@@ -98,9 +98,7 @@ impl<'a> Configuration<'a> {
         self.undo()?;
         let data = self.plan.data();
         let had_conf = files::read(&data.join(CONF))?;
-        if had_conf.is_none() {
-            self.write_missing_files()?;
-        }
+        self.write_missing_files()?;
         let original_conf = files::read(&data.join(CONF))?.unwrap_or_default();
         let original_auto = files::read(&data.join(AUTO))?;
         let kept = self.kept(binaries, owner)?;
@@ -168,6 +166,8 @@ impl<'a> Configuration<'a> {
         let conf = conf.unwrap_or_default();
         let conf = if kept.is_empty() { conf } else { conf::with_block(&conf, KEPT, KEPT_WHY, &kept) };
         self.write(CONF, &conf)?;
+        let left = files::read(&self.plan.data().join(CONF))?.unwrap_or_default();
+        anyhow::ensure!(!conf::has_block(&left, &self.stamp()), "{CONF} still has the settings of the recovery");
         Ok(Reverted { kept: kept.into_iter().map(|setting| setting.name).collect(), changed_meanwhile })
     }
 
@@ -176,9 +176,7 @@ impl<'a> Configuration<'a> {
     pub(crate) fn leave_for_first_start(&self, binaries: &Binaries, owner: &Owner) -> anyhow::Result<Option<Setting>> {
         self.undo()?;
         let data = self.plan.data();
-        if files::read(&data.join(CONF))?.is_none() {
-            self.write_missing_files()?;
-        }
+        self.write_missing_files()?;
         let (elsewhere, kept): (Vec<_>, Vec<_>) =
             self.kept(binaries, owner)?.into_iter().partition(|setting| setting.name == "data_directory");
         let mut settings = self.plan.target.settings();
@@ -339,11 +337,22 @@ impl<'a> Configuration<'a> {
             if leads_outside(&effective("external_pid_file")?, data) {
                 kept.push(Setting::new("external_pid_file", ""));
             }
-            if leads_outside(&effective("log_directory")?, data) {
-                kept.push(Setting::new("log_directory", "log"));
-            }
             if self.backup.server.version_num < 150_000 && leads_outside(&effective("stats_temp_directory")?, data) {
                 kept.push(Setting::new("stats_temp_directory", "pg_stat_tmp"));
+            }
+        }
+        let logs = effective("log_directory")?;
+        if leads_outside(&logs, data) && !(self.plan.adopt && owner_may("-w", &logs, owner)) {
+            kept.push(Setting::new("log_directory", "log"));
+        }
+        // Another machine: with one of these missing the server would not start.
+        if effective("ssl")? == "on" {
+            for name in TLS_FILES {
+                let path = effective(name)?;
+                if leads_outside(&path, data) && !owner_may("-r", &path, owner) {
+                    kept.push(Setting::new("ssl", "off"));
+                    break;
+                }
             }
         }
         let sockets = effective("unix_socket_directories")?;
@@ -358,20 +367,18 @@ impl<'a> Configuration<'a> {
         Ok(kept)
     }
 
-    /// The original's configuration lies outside its data directory: the least that a server needs, with what the
-    /// original ran with and a hot standby must have.
+    /// What the backup has not, since the original's lies where the backup could not read it: the least that a server
+    /// needs, with what the original ran with and a hot standby must have.
     fn write_missing_files(&self) -> anyhow::Result<()> {
         let recorded = |name: &&str| Some(Setting::new(name, self.backup.server.settings.get(*name)?));
-        let settings: Vec<Setting> = CARRIED.iter().filter_map(recorded).collect();
-        let mut text = format!(
+        let mut conf = format!(
             "# Written by pghydrant: the original's configuration lies in {}\n# and is not in the backup.\n",
             self.backup.server.outside_files.join(", ")
         );
-        for setting in settings {
-            text.push_str(&format!("{} = {}\n", setting.name, conf::quoted(&setting.value)));
+        for setting in CARRIED.iter().filter_map(recorded) {
+            conf.push_str(&format!("{} = {}\n", setting.name, conf::quoted(&setting.value)));
         }
-        self.write(CONF, text.as_bytes())?;
-        for (name, content) in [("pg_hba.conf", OWNERS_HBA), ("pg_ident.conf", "")] {
+        for (name, content) in [(CONF, conf.as_str()), (HBA, OWNERS_HBA), (IDENT, "")] {
             if files::read(&self.plan.data().join(name))?.is_none() {
                 self.write(name, content.as_bytes())?;
             }
@@ -390,6 +397,8 @@ impl<'a> Configuration<'a> {
 const DEFAULT_PORT: u16 = 5432;
 const HBA: &str = "pg_hba.conf";
 const IDENT: &str = "pg_ident.conf";
+/// A server with TLS reads them at its start.
+const TLS_FILES: [&str; 5] = ["ssl_cert_file", "ssl_key_file", "ssl_ca_file", "ssl_crl_file", "ssl_dh_params_file"];
 /// Behind a directory that only the owner may enter.
 const PRIVATE_HBA: &str =
     "# While the restore recovers: only through the private socket beside this file.\nlocal all all trust\n";
@@ -447,10 +456,12 @@ fn leads_outside(value: &str, data: &Path) -> bool {
 
 /// Whether the owner can make a socket there. An abstract socket (`@`) needs no directory.
 fn is_usable(directory: &str, owner: &Owner) -> bool {
-    if directory.is_empty() || directory.starts_with('@') {
-        return true;
-    }
-    let test = owner.command("test").and_then(|mut command| Ok(command.arg("-w").arg(directory).status()?));
+    directory.is_empty() || directory.starts_with('@') || owner_may("-w", directory, owner)
+}
+
+/// `test -r` or `test -w`, as the owner.
+fn owner_may(flag: &str, path: &str, owner: &Owner) -> bool {
+    let test = owner.command("test").and_then(|mut command| Ok(command.arg(flag).arg(path).status()?));
     test.is_ok_and(|status| status.success())
 }
 

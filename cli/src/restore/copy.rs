@@ -11,16 +11,19 @@ use std::sync::Arc;
 use engine::Error;
 use engine::hydration::{Fill, Filled, Hydration, Layout, Source as FillSource};
 use engine::io::{LocalDisk, durable};
+use engine::progress::{Progress, Stage};
+use engine::units::SessionId;
 use engine::wal::name::SegmentName;
 
 use super::Restore;
 use super::plan::{Plan, Source};
-use super::session::Phase;
+use super::session::{Journal, Phase};
 use super::staging::Feed;
 use super::{files, marker};
 use crate::exit::{Exit, Failure};
 use crate::mount::{MountRequest, SessionMount};
 use crate::postgres::binaries::Binaries;
+use crate::postgres::control;
 use crate::postgres::owner::Owner;
 
 /// A copy whose blocks are all durable.
@@ -34,7 +37,11 @@ pub(super) struct Copied {
 impl Restore<'_> {
     /// Mounts the backup, if the copy reads it from there and is not done yet.
     pub(super) fn mount(&mut self) -> anyhow::Result<Option<SessionMount>> {
-        if self.plan().source == Source::Blocks || self.session.journal.phase >= Phase::Recovering {
+        if self.plan().source == Source::Blocks {
+            return Ok(None);
+        }
+        if self.session.journal.phase >= Phase::Recovering {
+            take_away_leftover(&self.session.journal)?;
             return Ok(None);
         }
         let step = self.context.output.step("mount");
@@ -70,22 +77,23 @@ impl Restore<'_> {
         Ok(())
     }
 
-    /// Writes every block that is missing. All of it is durable afterwards.
-    pub(super) fn copy(&mut self, mount: Option<&SessionMount>) -> anyhow::Result<Copied> {
+    /// The target, with its map, and its directory's lock.
+    fn begin(&self) -> anyhow::Result<(Hydration, File)> {
         let plan = self.plan();
         let owner = rustix::process::geteuid().is_root();
         let owner = owner.then_some(engine::io::Owner { uid: plan.owner.uid, gid: plan.owner.gid });
         let gate = lock_above(plan.data())?;
-        let begun = Hydration::begin(
-            self.backup.clone(),
-            &layout(plan),
-            &self.session.journal.id,
-            owner,
-            Arc::new(LocalDisk::new()),
-        );
-        let hydration = begun?;
+        let (id, disk) = (&self.session.journal.id, Arc::new(LocalDisk::new()));
+        let hydration = Hydration::begin(self.backup.clone(), &layout(plan), id, owner, disk)?;
         let lock = lock_directory(plan.data())?;
         drop(gate);
+        Ok((hydration, lock))
+    }
+
+    /// Writes every block that is missing. All of it is durable afterwards.
+    pub(super) fn copy(&mut self, mount: Option<&SessionMount>) -> anyhow::Result<Copied> {
+        let plan = self.plan();
+        let (hydration, lock) = self.begin()?;
         let fill = Fill {
             source: match mount {
                 Some(mount) => FillSource::Mount(mount.mountpoint().to_owned()),
@@ -96,9 +104,10 @@ impl Restore<'_> {
         };
         let phase = self.context.output.phase("copy", plan.bytes);
         let step = self.context.output.step("copy");
-        let filled = hydration.outline(fill.workers, &phase).and_then(|_| hydration.fill(&fill, &phase));
+        let progress = Delivering { progress: &phase, mount };
+        let filled = hydration.outline(fill.workers, &progress).and_then(|_| hydration.fill(&fill, &progress));
         let figures = phase.finish();
-        let filled = filled.map_err(|error| explain(error, mount))?;
+        let filled = filled.map_err(|error| explain(error, mount, &self.session.journal.id))?;
         let resumed = if filled.present_blocks > 0 {
             format!(", {} blocks were there already", filled.present_blocks)
         } else {
@@ -110,12 +119,9 @@ impl Restore<'_> {
         Ok(Copied { hydration, filled, _lock: lock })
     }
 
-    /// The configuration, before anything can start. Once `pg_control` may be there it is complete, and not touched:
-    /// a server that somebody starts just then must find all of it.
+    /// The configuration, before anything can start. A copy that goes on after a crash makes files anew that are not as
+    /// the backup has them, so it is always written after it.
     pub(super) fn configure(&mut self) -> anyhow::Result<()> {
-        if self.session.journal.phase >= Phase::Publishing {
-            return Ok(());
-        }
         let step = self.context.output.step("configure");
         self.session.enter(Phase::Configuring)?;
         let owner = Owner::named(&self.plan().owner.name)
@@ -132,6 +138,9 @@ impl Restore<'_> {
             format!("recovery.signal and postgresql.auto.conf, to {}", self.plan().target)
         } else {
             let originals = configuration.begin(&binaries, &owner)?;
+            if originals.kept.iter().any(|(name, value)| name == "ssl" && value == "off") {
+                self.context.output.warning("TLS is off: its certificate, key or lists are not on this machine");
+            }
             self.session.journal.originals = Some(originals);
             self.session.save()?;
             format!("to {}", self.plan().target)
@@ -151,10 +160,26 @@ impl Restore<'_> {
         }
         self.session.enter(Phase::Publishing)?;
         copied.hydration.place_last(&copied.filled)?;
+        self.close(&copied.hydration)
+    }
+
+    /// `pg_control` is there, and with it all that it comes after: a server may have run here since, whoever started it.
+    pub(super) fn is_published(&self) -> bool {
+        self.session.journal.phase == Phase::Publishing && self.plan().data().join(control::PATH).exists()
+    }
+
+    /// A crash fell between `pg_control` and the journal's next word: no block and no configuration is written again.
+    pub(super) fn close_published(&mut self) -> anyhow::Result<()> {
+        let (hydration, _lock) = self.begin()?;
+        durable::sync_directory(&self.plan().data().join("global"))?;
+        self.close(&hydration)
+    }
+
+    fn close(&mut self, hydration: &Hydration) -> anyhow::Result<()> {
         if !self.plan().no_start {
             // The journal first: a crash in between leaves a map that is open, and that nobody opens again.
             self.session.enter(Phase::Recovering)?;
-            copied.hydration.close()?;
+            hydration.close()?;
         }
         Ok(())
     }
@@ -185,11 +210,19 @@ impl Restore<'_> {
             files::give(&part, &plan.owner)?;
             durable::rename_durably(&part, &path)?;
         }
-        let detail = format!("{} segments", last.number + 1 - first.number);
+        let count = last.number + 1 - first.number;
+        let detail = format!("{count} segment{}", if count == 1 { "" } else { "s" });
         let time = step.done(&detail);
         self.session.note_step("wal", time.as_secs_f64(), detail);
         Ok(())
     }
+}
+
+/// Takes away the mount of a run that was killed together with its mount's server.
+pub(super) fn take_away_leftover(journal: &Journal) -> anyhow::Result<()> {
+    // Where it was mounted is noted once it is; until then it is where the plan and this user's environment say.
+    let noted = journal.mount.as_deref().and_then(Path::parent);
+    SessionMount::take_away_leftover(&journal.id, noted.or(journal.plan.mount_directory.as_deref()))
 }
 
 /// The directories of a plan, as the engine has them.
@@ -215,10 +248,43 @@ fn lock_directory(data: &Path) -> anyhow::Result<File> {
     Ok(directory)
 }
 
-/// What the mount's server said, where the copier only saw an error of the mount.
-fn explain(error: Error, mount: Option<&SessionMount>) -> anyhow::Error {
-    let said = mount.filter(|mount| mount.prove().is_err()).and_then(SessionMount::last_words);
-    match said {
+/// Tells the watch over the mount, too, of what has arrived.
+struct Delivering<'a> {
+    progress: &'a dyn Progress,
+    mount: Option<&'a SessionMount>,
+}
+
+impl Progress for Delivering<'_> {
+    fn advance(&self, bytes: u64) {
+        self.progress.advance(bytes);
+        if let Some(mount) = self.mount {
+            mount.delivered(bytes);
+        }
+    }
+
+    fn waited(&self, stage: Stage, nanoseconds: u64) {
+        self.progress.waited(stage, nanoseconds);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.progress.cancelled()
+    }
+}
+
+/// What became of the mount's server, where the copier only saw an error of the mount.
+fn explain(error: Error, mount: Option<&SessionMount>, session: &SessionId) -> anyhow::Error {
+    let Some(mount) = mount else { return error.into() };
+    if let Some(patience) = mount.gave_up_after() {
+        let seconds = patience.as_secs();
+        let message =
+            format!("the mount's server hung: no data and no answer for {seconds} s; the mount was taken away");
+        return Failure::new(Exit::Waiting, message)
+            .hint(format!(
+                "is the repository's disk reachable? `pghydrant retry {session}` goes on from here, `pghydrant cancel {session}` gives it up"
+            ))
+            .into();
+    }
+    match Some(mount).filter(|mount| mount.prove().is_err()).and_then(SessionMount::last_words) {
         Some(words) => anyhow::Error::from(error).context(format!("the mount's server ended: {words}")),
         None => error.into(),
     }

@@ -2,13 +2,15 @@
 
 use std::time::{Duration, Instant};
 
+use engine::hydration;
+use engine::io::LocalDisk;
 use serde_json::json;
 
 use super::Restore;
 use super::configure::Reverted;
 use super::recover::{self, LOG};
 use super::session::Phase;
-use super::{files, marker, report, staging};
+use super::{copy, files, marker, report, staging};
 use crate::exit::{Exit, Failure};
 use crate::postgres::control::State;
 use crate::postgres::instance::{Condition, Instance, StopMode};
@@ -100,9 +102,22 @@ impl Restore<'_> {
         Ok(Exit::Done)
     }
 
+    /// Nothing in the directory is the session's any more: it was finished, or replaced. It is left as it is.
+    pub(super) fn finish_untouched(&mut self) -> anyhow::Result<Exit> {
+        let data = self.plan().data().display().to_string();
+        self.session.remove_mount_log()?;
+        self.session.journal.mount = None;
+        self.session.enter(Phase::Finished)?;
+        let id = &self.session.journal.id;
+        let text = format!("session {id} is finished: {data} carries its mark no more, and is left as it is");
+        self.context.output.result(&text, &json!({"session": id, "state": "finished", "data": data}));
+        Ok(Exit::Done)
+    }
+
     /// The session's directory and its mount's log go; the journal stays.
     fn end_session(&mut self) -> anyhow::Result<()> {
-        files::remove(&self.plan().session_directory())?;
+        let (plan, id) = (self.plan(), &self.session.journal.id);
+        hydration::end(&copy::layout(plan), id, &LocalDisk::new())?;
         self.session.remove_mount_log()?;
         self.session.journal.mount = None;
         self.session.enter(Phase::Finished)

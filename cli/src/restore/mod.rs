@@ -25,7 +25,8 @@
 //! - A copy that is not adopted archives nowhere, subscribes to nothing, and writes into no directory of the original's.
 
 mod choose;
-mod conf;
+mod claim;
+pub(crate) mod conf;
 mod configure;
 mod copy;
 mod files;
@@ -50,9 +51,10 @@ use engine::units::BackupLabel;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use crate::arguments::{ClusterOption, JsonOption, RepositoryOption};
 use crate::context::Context;
 use crate::exit::{Exit, Failure};
+use crate::options::{ClusterOption, JsonOption, RepositoryOption};
+use claim::Claim;
 use plan::{Plan, Source};
 use preflight::Request;
 use session::{Phase, Session, Store};
@@ -116,7 +118,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments, context: &Context) -> anyhow::Result<Exit> {
     context.catch_interrupts()?;
     let request = arguments.request(context)?;
-    let cluster = Repository::open(&request.repository)?.cluster(&request.cluster)?;
+    let cluster = open(&request)?;
     let plan = validate(&request, &cluster, context)?;
     if arguments.plan {
         report::plan(&plan, &request, context);
@@ -124,6 +126,22 @@ pub(crate) fn run(arguments: &Arguments, context: &Context) -> anyhow::Result<Ex
     }
     let session = Store::of(&context.state_directory()?).begin(plan)?;
     drive(session, context)
+}
+
+/// The cluster to restore from.
+fn open(request: &Request) -> anyhow::Result<Cluster> {
+    let not_found = |error, hint: &str| match error {
+        engine::Error::NotFound(message) => Failure::new(Exit::Failed, message).hint(hint).into(),
+        engine::Error::Io { ref source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+            let hint = "run it as a user who may read the repository: its owner, or root";
+            Failure::new(Exit::Failed, error.to_string()).hint(hint).into()
+        }
+        other => anyhow::Error::from(other),
+    };
+    let repository = Repository::open(&request.repository)
+        .map_err(|error| not_found(error, "name the repository with --repo, or in PGHYDRANT_REPO"))?;
+    let cluster = repository.cluster(&request.cluster);
+    cluster.map_err(|error| not_found(error, "name the cluster with --cluster, or in PGHYDRANT_CLUSTER"))
 }
 
 /// Looks at everything, then decides. All problems are told before the first of them ends the command.
@@ -149,7 +167,22 @@ pub(crate) fn drive(mut session: Session, context: &Context) -> anyhow::Result<E
     let id = session.journal.id.clone();
     context.output.event("session", &serde_json::json!({"session": id, "data": session.journal.plan.data()}));
     let driven = Restore::open(&mut session, context).and_then(|mut restore| restore.go_on());
+    let driven = driven.map_err(|error| unless_gone(error, &session.journal.plan));
     driven.inspect_err(|error| session.note_failure(error)).map_err(|error| report::with_next_step(error, &session))
+}
+
+/// A pack or a WAL segment that is missing is damage, unless the whole repository is: its disk went away, and comes
+/// back.
+fn unless_gone(error: anyhow::Error, plan: &Plan) -> anyhow::Error {
+    if !matches!(Failure::exit_of(&error), Exit::Corrupt | Exit::Failed) {
+        return error;
+    }
+    match Repository::open(&plan.repository) {
+        Err(gone @ (engine::Error::NotFound(_) | engine::Error::Io { .. })) => {
+            anyhow::Error::from(gone).context("the repository went away")
+        }
+        _ => error,
+    }
 }
 
 /// A restore on its way.
@@ -168,11 +201,18 @@ impl<'a> Restore<'a> {
 
     /// The story. Each step looks into the journal whether it is done already.
     fn go_on(&mut self) -> anyhow::Result<Exit> {
+        if claim::look(&self.session.journal)? == Claim::Done {
+            return self.finish_untouched();
+        }
         let mount = self.mount()?;
         if self.session.journal.phase < Phase::Recovering {
-            let copied = self.copy(mount.as_ref())?;
-            self.configure()?;
-            self.publish(&copied, mount.as_ref())?;
+            if self.is_published() {
+                self.close_published()?;
+            } else {
+                let copied = self.copy(mount.as_ref())?;
+                self.configure()?;
+                self.publish(&copied, mount.as_ref())?;
+            }
         }
         if self.session.journal.plan.no_start {
             self.unmount(mount)?;
@@ -200,6 +240,12 @@ impl Arguments {
     fn request(&self, context: &Context) -> anyhow::Result<Request> {
         let usage = |message: String| Failure::new(Exit::Usage, message);
         let goal = Goal::of(&self.goals, Timestamp::now(), &TimeZone::system()).map_err(usage)?;
+        if self.target_exclusive && !goal.has_a_before() {
+            let message = format!("--target-exclusive says nothing about {goal}");
+            return Err(Failure::new(Exit::Usage, message)
+                .hint("it goes with --target-time, --target-lsn and --target-xid")
+                .into());
+        }
         let absolute = |path: &PathBuf| std::path::absolute(path);
         let backup = self.backup.as_deref().filter(|label| *label != "latest");
         let backup: Option<BackupLabel> = backup.map(str::parse).transpose().map_err(usage)?;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use super::Restore;
+use super::claim;
 use super::configure::Configuration;
 use super::plan::Plan;
 use super::recovery::{self, Outcome, Recovered, Watch};
@@ -56,7 +57,7 @@ impl Restore<'_> {
         let promoting = self.session.journal.at_target.is_some();
         // Of a server that runs already, the whole log tells; one that starts now has nothing in it yet.
         let mut log_start = 0;
-        if !running && !self.has_left_recovery(&instance)? {
+        if !running && !claim::has_left_recovery(self.plan(), &instance)? {
             let step = self.context.output.step("start");
             self.configuration()?.prepare_start()?;
             log_start = std::fs::metadata(self.log()).map_or(0, |metadata| metadata.len());
@@ -68,7 +69,7 @@ impl Restore<'_> {
         }
         let stager = self.stage(mount)?;
         if running && promoting {
-            instance.promote()?;
+            self.promote(&instance)?;
         }
         let step = self.context.output.step("recover");
         let watch = self.watch(&instance, stager.as_ref(), log_start)?;
@@ -87,18 +88,31 @@ impl Restore<'_> {
             step.done(&format!("stopped at {}: {} is too small", recovered.position, setting.name));
             return Ok(recovered);
         }
-        let replayed = recovery::replay_rate(self.backup.info.wal.start, recovered.position.lsn, began.elapsed());
+        // A promotion replays nothing that it would be fair to call a rate.
+        let replayed = || recovery::replay_rate(self.backup.info.wal.start, recovered.position.lsn, began.elapsed());
+        let replayed = if promoting { None } else { replayed() };
         let mut detail = recovered.stopped_at.clone().unwrap_or_else(|| "to the end of the WAL".to_owned());
         detail = format!("{detail}; at {}", recovered.position);
         if let Some(replayed) = replayed {
             detail = format!("{detail}; {replayed}");
         }
-        if let Some(staged) = staged.filter(|staged| *staged > 0) {
+        if let Some(staged) = staged.filter(|staged| *staged > 0 && !promoting) {
             detail = format!("{detail}; {staged} segments staged");
         }
         let time = step.done(&detail);
         self.session.note_step("recover", time.as_secs_f64(), detail);
         Ok(recovered)
+    }
+
+    /// Asks the server to leave recovery, unless somebody has done so already.
+    fn promote(&self, instance: &Instance) -> anyhow::Result<()> {
+        if claim::has_left_recovery(self.plan(), instance)? {
+            return Ok(());
+        }
+        match instance.promote() {
+            Err(_) if claim::has_left_recovery(self.plan(), instance)? => Ok(()),
+            asked => asked,
+        }
     }
 
     /// The action, as it was carried out: true if the server waits at its target as it was told to. What the server
@@ -183,13 +197,6 @@ impl Restore<'_> {
             promoting: self.session.journal.at_target.is_some(),
             target: self.plan().target.to_string(),
         })
-    }
-
-    /// The server ended recovery, and then stopped: `recovery.signal` is gone and `pg_control` is a primary's.
-    fn has_left_recovery(&self, instance: &Instance) -> anyhow::Result<bool> {
-        use crate::postgres::control::State;
-        let primary = matches!(instance.control()?.state, State::InProduction | State::ShutDown);
-        Ok(primary && !self.plan().data().join("recovery.signal").exists())
     }
 
     /// The configuration of this restore.

@@ -88,7 +88,7 @@ pub(super) fn finished(session: &Session, info: &BackupInfo, port: Option<u16>, 
     let port_text = port.map(|port| format!(" on port {port}")).unwrap_or_default();
     let mut text = format!(
         "{}\nrestored {} of {} to {}: running{port_text}, recovered to {}",
-        table(&session.journal),
+        steps(&session.journal, context),
         plan.backup,
         plan.cluster,
         plan.data().display(),
@@ -105,7 +105,7 @@ pub(super) fn not_started(session: &Session, info: &BackupInfo, context: &Contex
     let plan = &session.journal.plan;
     let text = format!(
         "{}\nrestored {} of {} to {}: not started; `pg_ctl -D {} start` recovers to {}",
-        table(&session.journal),
+        steps(&session.journal, context),
         plan.backup,
         plan.cluster,
         plan.data().display(),
@@ -122,7 +122,7 @@ pub(super) fn waiting(session: &Session, socket: &Path, port: u16, context: &Con
     let state = if paused { "paused" } else { "shut down" };
     let mut text = format!(
         "{}\nrestored {} to {}: {state} at its target\n`pghydrant promote {id}` ends recovery, `pghydrant cancel {id}` removes the copy",
-        table(journal),
+        steps(journal, context),
         journal.plan.backup,
         journal.plan.data().display()
     );
@@ -151,16 +151,37 @@ fn object(session: &Session, info: &BackupInfo, state: &str, port: Option<u16>) 
     })
 }
 
-/// The steps with their times.
-fn table(journal: &Journal) -> String {
+/// The steps with their times; only their sum for who has just seen them.
+fn steps(journal: &Journal, context: &Context) -> String {
     let seconds = |seconds: f64| human::duration(Duration::try_from_secs_f64(seconds).unwrap_or_default());
     let line = |name: &str, time: f64, detail: &str| {
         format!("{name:<10} {:>10}  {detail}", seconds(time)).trim_end().to_owned()
     };
-    let mut lines: Vec<String> =
-        journal.steps.iter().map(|step| line(&step.step, step.seconds, &step.detail)).collect();
+    let shown = if context.output.is_followed() { &[][..] } else { &journal.steps };
+    let mut lines: Vec<String> = shown.iter().map(|step| line(&step.step, step.seconds, &step.detail)).collect();
     lines.push(line("all", journal.steps.iter().map(|step| step.seconds).sum(), ""));
     lines.join("\n")
+}
+
+/// Where a disk is full: how much room there is on each file system of the restore.
+fn no_space(error: &anyhow::Error, session: &Session) -> Option<String> {
+    let is_full = |cause: &(dyn std::error::Error + 'static)| {
+        let source = match cause.downcast_ref::<engine::Error>() {
+            Some(engine::Error::Io { source, .. }) => Some(source),
+            _ => cause.downcast_ref::<std::io::Error>(),
+        };
+        use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+        source.is_some_and(|source| matches!(source.kind(), StorageFull | QuotaExceeded))
+    };
+    if !error.chain().any(is_full) {
+        return None;
+    }
+    let free = session.journal.plan.places().filter_map(|place| {
+        let room = rustix::fs::statvfs(&place.path).ok()?;
+        let free_bytes = room.f_bavail.saturating_mul(room.f_frsize);
+        Some(format!("{} are free on the file system of {}", human::bytes(free_bytes), place.path.display()))
+    });
+    Some(format!("make room: {}", free.collect::<Vec<_>>().join(", ")))
 }
 
 /// The error that stopped a session, with what can be done now, where the error itself does not say.
@@ -173,7 +194,10 @@ pub(super) fn with_next_step(error: anyhow::Error, session: &Session) -> anyhow:
         Exit::Failed => Exit::Waiting,
         known => known,
     };
-    let next = || format!("`pghydrant retry {id}` goes on from here, `pghydrant cancel {id}` gives it up");
+    let next = || {
+        let room = no_space(&error, session).map(|room| format!("{room}; then ")).unwrap_or_default();
+        format!("{room}`pghydrant retry {id}` goes on from here, `pghydrant cancel {id}` gives it up")
+    };
     let hint = Failure::hint_of(&error).unwrap_or_else(next);
     Failure::new(exit, format!("{error:#}")).hint(hint).into()
 }

@@ -47,8 +47,10 @@ impl Feed {
     pub(crate) fn bring(&self, name: &str, to: &Path) -> anyhow::Result<bool> {
         match self {
             Self::Mount(directory, archive) => match copy(&directory.join(name), to) {
-                // A mount says only EIO: the repository names the block, or delivers after all.
-                Err(error) if error.raw_os_error() == Some(libc::EIO) => fetch(archive, name, to),
+                // A mount says only EIO, or that its server is gone: the repository names the block, or delivers after all.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EIO | libc::ENOTCONN | libc::ECONNABORTED)) => {
+                    fetch(archive, name, to)
+                }
                 copied => Ok(copied?),
             },
             Self::Archive(archive) => fetch(archive, name, to),

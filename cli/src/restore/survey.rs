@@ -1,12 +1,14 @@
 //! Looking at everything that a restore depends on, touching nothing.
 //!
-//! What is found becomes [`Facts`]; [`super::preflight`] judges them. Whatever cannot be looked at is a fact too.
+//! What is found becomes [`Facts`]; [`super::preflight`] judges them. Whatever cannot be looked at is a fact too. The
+//! directories are looked at in [`place`], the archive in [`wal`].
+
+mod place;
+mod wal;
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::net::TcpListener;
-use std::ops::ControlFlow;
-use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -14,25 +16,23 @@ use anyhow::Context as _;
 use engine::blocks::Scratch;
 use engine::format::backup::BackupInfo;
 use engine::format::file::FileKind;
-use engine::hydration;
-use engine::io::LocalDisk;
 use engine::repository::{Backup, Cluster};
-use engine::units::{BackupLabel, Lsn, SessionId, Timeline};
+use engine::units::BackupLabel;
 use engine::wal::history::History;
-use engine::wal::name::SegmentName;
-use engine::wal::{Fetched, WalArchive};
 use jiff::Timestamp;
-use rustix::fs::Access;
 
-use super::choose::{self, Choice, Histories};
+use super::choose::{self, Choice};
 use super::conf;
 use super::preflight::{Problem, Request};
-use super::target::Goal;
 use crate::exit::{Exit, Failure};
 use crate::postgres::binaries::Binaries;
 use crate::postgres::owner::Owner;
-use crate::postgres::postmaster;
-use crate::postgres::waldump::{self, Event, Kind};
+#[cfg(test)]
+pub(crate) use place::FileSystem;
+use place::look_at_place;
+pub(crate) use place::{Found, What};
+pub(crate) use wal::WalFacts;
+use wal::{histories, locate, wal_facts};
 
 /// Everything that was seen.
 #[derive(Debug)]
@@ -49,52 +49,10 @@ pub(crate) struct Facts {
     pub(crate) places: Vec<(PathBuf, Found)>,
     pub(crate) port: PortFacts,
     pub(crate) fuse: Result<(), crate::mount::Reason>,
+    /// What the backup's configuration includes, and is neither in the backup nor here.
+    pub(crate) missing_includes: Vec<(String, String)>,
     /// Whether the owner, who runs `wal fetch`, can use our program and read the repository.
     pub(crate) owner_reads: Result<(), String>,
-}
-
-/// What is at a directory's place.
-#[derive(Clone, Debug)]
-pub(crate) struct Found {
-    /// Absolute; links in what exists of it are followed.
-    pub(crate) path: PathBuf,
-    pub(crate) what: What,
-    /// Above it, missing, the outermost first.
-    pub(crate) missing_parents: Vec<PathBuf>,
-    /// The nearest directory that exists: the place itself, or above it.
-    pub(crate) nearest: PathBuf,
-    /// Whether we may write in `nearest`.
-    pub(crate) writable: Result<(), String>,
-    /// Whether the owner can get there.
-    pub(crate) reachable: bool,
-    /// Who owns `nearest`.
-    pub(crate) owner_uid: u32,
-    pub(crate) file_system: Result<FileSystem, String>,
-}
-
-/// See [`Found::what`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum What {
-    Absent,
-    Empty,
-    /// A session's directory.
-    Ours(SessionId),
-    /// A data directory; with the process that runs in it.
-    Cluster(Option<u32>),
-    /// Something else, for example this.
-    Occupied(String),
-    NoDirectory,
-    Unknown(String),
-}
-
-/// A file system's room.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct FileSystem {
-    pub(crate) device: u64,
-    pub(crate) free_bytes: u64,
-    pub(crate) free_inodes: u64,
-    /// Some file systems make inodes as they need them and count none.
-    pub(crate) counts_inodes: bool,
 }
 
 /// What the chosen backup holds.
@@ -114,23 +72,6 @@ pub(crate) struct Size {
     pub(crate) inodes: u64,
 }
 
-/// What the archive has for the chosen path.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct WalFacts {
-    /// Segments that are missing up to where recovery must come at least.
-    pub(crate) missing: Vec<SegmentName>,
-    /// Segments that are missing between there and the end of the archive.
-    pub(crate) gaps: Vec<SegmentName>,
-    /// The end of the archive on the path.
-    pub(crate) end: Option<Lsn>,
-    /// The last transaction before the first gap, or before the end.
-    pub(crate) last_transaction: Option<Timestamp>,
-    /// Where the goal is, for a transaction or a restore point.
-    pub(crate) place: Option<Lsn>,
-    /// The WAL was searched for the goal.
-    pub(crate) searched: bool,
-}
-
 /// The port, and who uses it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct PortFacts {
@@ -140,6 +81,9 @@ pub(crate) struct PortFacts {
     /// One that is free.
     pub(crate) suggestion: Option<u16>,
 }
+
+/// Included files that are followed: more are a circle, which PostgreSQL refuses by itself.
+const INCLUDES_MAX: usize = 100;
 
 /// Looks at everything.
 pub(crate) fn look(request: &Request, cluster: &Cluster) -> anyhow::Result<Facts> {
@@ -169,7 +113,13 @@ pub(crate) fn look(request: &Request, cluster: &Cluster) -> anyhow::Result<Facts
         std::iter::once(request.data.clone()).chain(tablespaces.into_iter().map(|(_, directory)| directory));
     let places = directories.map(|path| (path.clone(), look_at_place(&path, owner.as_ref().ok()))).collect();
     let port = look_at_port(request, choice.as_ref().ok().map(|(info, _)| info), &contents);
+    let stored = |path: &str| match &backup {
+        Some(backup) => included(backup, path),
+        None => Ok(None),
+    };
+    let missing_includes = missing_includes(contents.conf.as_deref().unwrap_or_default(), &stored)?;
     Ok(Facts {
+        missing_includes,
         now: Timestamp::now(),
         we_are_root: rustix::process::geteuid().is_root(),
         our_name: Owner::current().map_or_else(|_| "this user".to_owned(), |owner| owner.name),
@@ -202,16 +152,6 @@ fn descriptions(cluster: &Cluster, named: Option<&BackupLabel>) -> anyhow::Resul
     Ok(infos)
 }
 
-fn histories(archive: &WalArchive) -> anyhow::Result<Histories> {
-    let mut histories = Histories::new();
-    for timeline in archive.timelines()? {
-        if let Some(history) = archive.history(timeline)? {
-            histories.insert(timeline, history);
-        }
-    }
-    Ok(histories)
-}
-
 fn find_binaries(chosen: Option<&Path>, request: &Request, backups: &[BackupInfo]) -> Result<Binaries, String> {
     let wanted = match &request.backup {
         Some(label) => backups.iter().find(|info| info.label == *label),
@@ -239,84 +179,6 @@ fn owner_by_place(request: &Request, info: Option<&BackupInfo>) -> anyhow::Resul
     }
     let recorded = info.and_then(|info| Owner::named(&info.server.owner).ok()).filter(|owner| owner.uid != 0);
     recorded.map_or_else(|| Owner::named("postgres"), Ok)
-}
-
-/// Where the goal lies, if it is a restore point: the newest backup's WAL first, since the newest backup that can
-/// reach the target is wanted.
-fn locate(
-    request: &Request,
-    backups: &[BackupInfo],
-    histories: &Histories,
-    archive: &WalArchive,
-    binaries: Option<&Binaries>,
-) -> anyhow::Result<Option<Lsn>> {
-    let (Goal::Name(wanted), Some(binaries)) = (&request.goal, binaries) else { return Ok(None) };
-    let candidates: Vec<&BackupInfo> =
-        backups.iter().filter(|info| request.backup.as_ref().is_none_or(|label| info.label == *label)).collect();
-    let mut until = None;
-    for info in candidates.into_iter().rev() {
-        let chosen = choose::choose(std::slice::from_ref(info), None, request.timeline, &Goal::Latest, None, histories);
-        let Ok(Choice { path, .. }) = chosen else { continue };
-        let mut place = None;
-        scan(archive, binaries, &path, info.wal.stop, until, Kind::RestorePoints, &mut |record| match record.event {
-            Event::RestorePoint { name } if name == *wanted => {
-                place = Some(record.lsn);
-                ControlFlow::Break(())
-            }
-            _ => ControlFlow::Continue(()),
-        })?;
-        if place.is_some() {
-            return Ok(place);
-        }
-        until = Some(info.wal.stop);
-    }
-    Ok(None)
-}
-
-/// Looks at the records of a path from `from` to `to` (none: the end of the archive), timeline by timeline.
-fn scan(
-    archive: &WalArchive,
-    binaries: &Binaries,
-    path: &History,
-    from: Lsn,
-    to: Option<Lsn>,
-    kind: Kind,
-    visit: &mut dyn FnMut(waldump::Record) -> ControlFlow<()>,
-) -> anyhow::Result<()> {
-    let program = binaries.require("pg_waldump")?;
-    let directory = tempfile::tempdir().context("cannot make a temporary directory for WAL")?;
-    let segment_bytes = archive.cluster().info().wal_segment_bytes;
-    let mut from = from;
-    for (timeline, left_at) in pieces(path) {
-        let to = match (left_at, to) {
-            (Some(left_at), Some(to)) => Some(left_at.min(to)),
-            (left_at, to) => left_at.or(to),
-        };
-        if to.is_some_and(|to| to <= from) {
-            continue;
-        }
-        let mut stopped = false;
-        let range = waldump::Range { timeline, from, to, segment_bytes };
-        let mut fetch = |name: &str, to: &Path| match archive.contains(name)? {
-            true => Ok(matches!(archive.fetch(name, to)?, Fetched::Delivered)),
-            false => Ok(false),
-        };
-        let mut watched = |record| {
-            let flow = visit(record);
-            stopped |= flow.is_break();
-            flow
-        };
-        waldump::scan(&program, directory.path(), range, kind, &mut fetch, &mut watched)?;
-        let (false, Some(left_at)) = (stopped, left_at) else { return Ok(()) };
-        from = left_at;
-    }
-    Ok(())
-}
-
-/// The timelines of a path and where each is left.
-fn pieces(path: &History) -> impl Iterator<Item = (Timeline, Option<Lsn>)> {
-    let ancestors = path.ancestors.iter().map(|ancestor| (ancestor.timeline, Some(ancestor.left_at)));
-    ancestors.chain(std::iter::once((path.timeline, None)))
 }
 
 fn contents(backup: &Backup) -> anyhow::Result<Contents> {
@@ -354,152 +216,13 @@ pub(super) fn small_file(backup: &Backup, path: &str) -> anyhow::Result<Option<V
     Ok(Some(bytes))
 }
 
-fn wal_facts(
-    request: &Request,
-    info: &BackupInfo,
-    path: &History,
-    place: Option<Lsn>,
-    archive: &WalArchive,
-    binaries: Option<&Binaries>,
-) -> anyhow::Result<WalFacts> {
-    let segment_bytes = info.server.wal_segment_bytes;
-    let mut end = None;
-    for (timeline, _) in pieces(path) {
-        end = archive.segments(timeline)?.last().map(|segment| segment.end(segment_bytes)).max(end);
+/// A file that a configuration includes; of a directory an empty text.
+fn included(backup: &Backup, path: &str) -> anyhow::Result<Option<Vec<u8>>> {
+    if engine::format::manifest::path::check(path).is_err() {
+        return Ok(None);
     }
-    let mut facts = WalFacts { end, place, ..WalFacts::default() };
-    let needed = match &request.goal {
-        Goal::Lsn(lsn) => (*lsn).max(info.wal.stop),
-        Goal::Name(_) => place.unwrap_or(info.wal.stop).max(info.wal.stop),
-        Goal::Latest | Goal::Time(_) | Goal::Xid(_) | Goal::Immediate => info.wal.stop,
-    };
-    facts.missing = archive.missing_between(info.wal.start, path, Some(needed))?;
-    if let Some(end) = end.filter(|end| *end > needed) {
-        let all = archive.missing_between(info.wal.start, path, Some(end))?;
-        facts.gaps = all.into_iter().filter(|segment| !facts.missing.contains(segment)).collect();
-    }
-    let Some(binaries) = binaries.filter(|_| facts.missing.is_empty()) else { return Ok(facts) };
-    match &request.goal {
-        Goal::Time(_) => {
-            let until = facts.gaps.first().map(|gap| gap.start(segment_bytes)).or(end);
-            facts.last_transaction = last_transaction(archive, binaries, path, info.wal.start, until, segment_bytes)?;
-            facts.searched = true;
-        }
-        Goal::Xid(xid) => {
-            let short = u32::try_from(xid & 0xFFFF_FFFF).unwrap_or_default();
-            scan(archive, binaries, path, info.wal.stop, None, Kind::Transactions, &mut |record| match record.event {
-                Event::Commit { xid, .. } | Event::Abort { xid, .. } if xid == short => {
-                    facts.place = Some(record.lsn);
-                    ControlFlow::Break(())
-                }
-                _ => ControlFlow::Continue(()),
-            })?;
-            facts.searched = true;
-        }
-        Goal::Name(_) => facts.searched = true,
-        Goal::Latest | Goal::Lsn(_) | Goal::Immediate => {}
-    }
-    Ok(facts)
-}
-
-/// The commit time of the last transaction before `until`, looked for backwards, a few segments at a time.
-fn last_transaction(
-    archive: &WalArchive,
-    binaries: &Binaries,
-    path: &History,
-    start: Lsn,
-    until: Option<Lsn>,
-    segment_bytes: u64,
-) -> anyhow::Result<Option<Timestamp>> {
-    /// Segments of one look.
-    const SEGMENTS: u64 = 4;
-    let Some(mut to) = until else { return Ok(None) };
-    while to > start {
-        let from = Lsn(to.0.saturating_sub(SEGMENTS * segment_bytes)).max(start);
-        let mut last = None;
-        scan(archive, binaries, path, from, Some(to), Kind::Transactions, &mut |record| {
-            if let Event::Commit { time_micros, .. } | Event::Abort { time_micros, .. } = record.event {
-                last = last.max(Some(time_micros));
-            }
-            ControlFlow::Continue(())
-        })?;
-        if let Some(micros) = last {
-            return Ok(Timestamp::from_microsecond(micros).ok());
-        }
-        to = from;
-    }
-    Ok(None)
-}
-
-fn look_at_place(path: &Path, owner: Option<&Owner>) -> Found {
-    let nearest = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
-    let real_nearest = std::fs::canonicalize(nearest).unwrap_or_else(|_| nearest.to_owned());
-    let below = path.strip_prefix(nearest).unwrap_or(Path::new(""));
-    let real = if below.as_os_str().is_empty() { real_nearest.clone() } else { real_nearest.join(below) };
-    let missing: Vec<PathBuf> = real
-        .ancestors()
-        .skip(1)
-        .take_while(|above| above.starts_with(&real_nearest) && **above != real_nearest)
-        .map(Path::to_owned)
-        .collect();
-    let what = if nearest == path { look_into(&real) } else { What::Absent };
-    let nearest_is_place = nearest == path;
-    let test = |flag: &str, path: &Path| {
-        let Some(owner) = owner else { return true };
-        let ran = owner.command("test").and_then(|mut command| Ok(command.arg(flag).arg(path).status()?));
-        ran.map_or(true, |status| status.success())
-    };
-    // The owner must get through every directory above; of the place itself the owner will be changed.
-    let above = if nearest_is_place { real_nearest.parent().unwrap_or(&real_nearest) } else { &real_nearest };
-    let writable = rustix::fs::access(&real_nearest, Access::WRITE_OK | Access::EXEC_OK);
-    Found {
-        what,
-        missing_parents: missing.into_iter().rev().collect(),
-        writable: writable.map_err(|cause| std::io::Error::from(cause).to_string()),
-        reachable: test("-x", above),
-        owner_uid: std::fs::metadata(&real_nearest).map_or(0, |metadata| metadata.uid()),
-        file_system: file_system(&real_nearest),
-        nearest: real_nearest,
-        path: real,
-    }
-}
-
-fn look_into(path: &Path) -> What {
-    let unknown = |error: anyhow::Error| What::Unknown(format!("{error:#}"));
-    if !path.is_dir() {
-        return What::NoDirectory;
-    }
-    match hydration::session_in(path, &LocalDisk::new()) {
-        Ok(Some((session, _))) => return What::Ours(session),
-        Ok(None) => {}
-        Err(error) => return unknown(error.into()),
-    }
-    let entries = match std::fs::read_dir(path) {
-        Ok(entries) => entries,
-        Err(cause) => return unknown(engine::Error::io("list", path, cause).into()),
-    };
-    let mut names = entries.filter_map(|entry| Some(entry.ok()?.file_name()));
-    let Some(first) = names.next() else { return What::Empty };
-    if path.join("PG_VERSION").exists() || path.join("postmaster.pid").exists() {
-        return match postmaster::running_in(path) {
-            Ok(running) => What::Cluster(running.map(|file| file.pid)),
-            Err(error) => unknown(error),
-        };
-    }
-    What::Occupied(first.to_string_lossy().into_owned())
-}
-
-fn file_system(path: &Path) -> Result<FileSystem, String> {
-    let text = |cause: std::io::Error| engine::Error::io("look at the file system of", path, cause).to_string();
-    let metadata = std::fs::metadata(path).map_err(text)?;
-    let room = rustix::fs::statvfs(path).map_err(|cause| text(cause.into()))?;
-    Ok(FileSystem {
-        device: metadata.dev(),
-        // Without what is reserved for root: the server that goes on writing is not root.
-        free_bytes: room.f_bavail.saturating_mul(room.f_frsize),
-        free_inodes: room.f_favail,
-        counts_inodes: room.f_files > 0,
-    })
+    let directory = backup.manifest.file(path)?.is_some_and(|file| file.kind == FileKind::Directory);
+    if directory { Ok(Some(Vec::new())) } else { small_file(backup, path) }
 }
 
 fn look_at_port(request: &Request, info: Option<&BackupInfo>, contents: &Contents) -> PortFacts {
@@ -536,6 +259,37 @@ fn port_in_use(number: u16, addresses: &str, sockets: &str) -> Option<String> {
     })
 }
 
+/// What `postgresql.conf` demands, the files that it includes as well: PostgreSQL does not start without. `stored` is
+/// what the backup has: of a directory an empty text. `include_if_exists` may be missing.
+fn missing_includes(
+    conf: &[u8],
+    stored: &dyn Fn(&str) -> anyhow::Result<Option<Vec<u8>>>,
+) -> anyhow::Result<Vec<(String, String)>> {
+    let mut missing = Vec::new();
+    let mut waiting = vec![(PathBuf::new(), conf.to_vec())];
+    for _ in 0..INCLUDES_MAX {
+        let Some((directory, text)) = waiting.pop() else { break };
+        for entry in conf::entries(&text) {
+            let demanded = ["include", "include_dir"].contains(&entry.name.as_str());
+            let path = directory.join(&entry.value);
+            let here = match path.to_str().filter(|_| path.is_relative()) {
+                Some(relative) => match stored(relative.trim_end_matches('/'))? {
+                    Some(text) => {
+                        waiting.push((path.parent().unwrap_or(Path::new("")).to_owned(), text));
+                        true
+                    }
+                    None => false,
+                },
+                None => path.exists(),
+            };
+            if demanded && !here {
+                missing.push((entry.name, entry.value));
+            }
+        }
+    }
+    Ok(missing)
+}
+
 fn owner_reads(owner: &Owner, request: &Request) -> Result<(), String> {
     let test = |flag: &str, path: &Path| {
         let ran = owner.command("test").and_then(|mut command| Ok(command.arg(flag).arg(path).status()?));
@@ -563,4 +317,26 @@ fn owner_reads(owner: &Owner, request: &Request) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn an_include_that_only_the_original_has_is_told() {
+        let conf = b"include '/no/such/file'\ninclude_dir='conf.d'\ninclude_if_exists '/no/such/other'\n\
+                     include_dir '/'\ninclude = 'more/a.conf'\ninclude gone.conf\n";
+        let stored = |path: &str| {
+            Ok(match path {
+                "conf.d" => Some(Vec::new()),
+                "more/a.conf" => Some(b"include b.conf\ninclude_if_exists c.conf\n".to_vec()),
+                _ => None,
+            })
+        };
+        let missing = missing_includes(conf, &stored).unwrap();
+        let missing: Vec<_> = missing.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        assert_eq!(missing, [("include", "/no/such/file"), ("include", "gone.conf"), ("include", "b.conf")]);
+    }
 }

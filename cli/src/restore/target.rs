@@ -84,6 +84,13 @@ impl Goal {
     }
 }
 
+impl Goal {
+    /// Whether PostgreSQL can stop just before it: a restore point and the end of a backup have no "before".
+    pub(crate) const fn has_a_before(&self) -> bool {
+        matches!(self, Self::Time(_) | Self::Lsn(_) | Self::Xid(_))
+    }
+}
+
 impl fmt::Display for Goal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

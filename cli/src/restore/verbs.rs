@@ -10,7 +10,7 @@ use super::configure::Configuration;
 use super::plan::Before;
 use super::session::{Journal, Phase, Session, Store};
 use super::target::Action;
-use super::{copy, files, recover};
+use super::{claim, copy, files, recover};
 use crate::context::Context;
 use crate::exit::{Exit, Failure};
 use crate::human;
@@ -79,24 +79,25 @@ pub(crate) fn promote(id: &SessionId, context: &Context) -> anyhow::Result<Exit>
 pub(crate) fn cancel(id: &SessionId, context: &Context) -> anyhow::Result<Exit> {
     let session = Store::of(&context.state_directory()?).open(id)?;
     let journal = &session.journal;
-    match journal.phase {
-        Phase::Finished => return Err(finished(id)),
-        Phase::Reverting => {
-            let message = format!("session {id} has left recovery: its server is a database of its own now");
-            return Err(Failure::new(Exit::Usage, message)
-                .hint(format!(
-                    "`pghydrant retry {id}` finishes it; stop that server and remove its directory to be rid of it"
-                ))
-                .into());
-        }
-        Phase::Copying | Phase::Configuring | Phase::Publishing | Phase::Recovering => {}
+    let ours = claim::is_ours(journal)?;
+    if journal.phase == Phase::Finished {
+        return Err(finished(id));
+    }
+    if ours && is_a_database(journal)? {
+        let message = format!("session {id} has left recovery: its server is a database of its own now");
+        return Err(Failure::new(Exit::Usage, message)
+            .hint(format!(
+                "`pghydrant retry {id}` finishes it; stop that server and remove its directory to be rid of it"
+            ))
+            .into());
     }
     let step = context.output.step("cancel");
-    remove(&session)?;
+    let removed = remove(&session, ours)?;
     let data = journal.plan.data().display().to_string();
     step.done(&data);
-    let text = format!("cancelled {id}: nothing of it is left in {data}");
-    let object = json!({"session": id, "state": "cancelled", "data": journal.plan.data()});
+    let left = if removed { "nothing of it is left in" } else { "it has no claim any more on what is in" };
+    let text = format!("cancelled {id}: {left} {data}");
+    let object = json!({"session": id, "state": "cancelled", "data": journal.plan.data(), "removed": removed});
     session.forget()?;
     context.output.result(&text, &object);
     Ok(Exit::Done)
@@ -107,12 +108,12 @@ fn finished(id: &SessionId) -> anyhow::Error {
 }
 
 /// The server is stopped, then everything goes: `pg_control` first, so that nothing half removed can start, and the
-/// map, which says whose the directory is, last, so that a cancel that was interrupted can be done again.
-fn remove(session: &Session) -> anyhow::Result<()> {
+/// map, which says whose the directory is, last, so that a cancel that was interrupted can be done again. False where
+/// somebody else's files have taken the place: they are left alone.
+fn remove(session: &Session, ours: bool) -> anyhow::Result<bool> {
     let journal = &session.journal;
     let plan = &journal.plan;
     let disk = LocalDisk::new();
-    let ours = hydration::session_in(plan.data(), &disk)?.is_some_and(|(id, _)| id == journal.id);
     if ours && journal.phase == Phase::Recovering {
         let instance = recover::instance(plan)?;
         if instance.condition()? != Condition::Down {
@@ -126,17 +127,31 @@ fn remove(session: &Session) -> anyhow::Result<()> {
             files::remove(&socket)?;
         }
     }
-    hydration::remove_all(&copy::layout(plan), &journal.id, &disk)?;
+    match hydration::remove_all(&copy::layout(plan), &journal.id, &disk) {
+        Err(engine::Error::Refused(_)) if !ours => {
+            copy::take_away_leftover(journal)?;
+            return Ok(false);
+        }
+        removed => removed?,
+    }
     // What a crash left before the map could say that we made it. None of this removes what is not empty.
     for place in plan.places().filter(|place| place.before == Before::Absent) {
         let made = std::iter::once(&place.path).chain(place.missing_parents.iter().rev());
         let _ = made.map(std::fs::remove_dir).take_while(Result::is_ok).count();
     }
-    if let Some(mountpoint) = &journal.mount {
-        // Its server ended with the process that drove the session; the empty directory is left.
-        let _ = std::fs::remove_dir(mountpoint);
-    }
-    Ok(())
+    copy::take_away_leftover(journal)?;
+    Ok(true)
+}
+
+/// Whether the server has left recovery: as the journal says, or because somebody promoted it by hand.
+fn is_a_database(journal: &Journal) -> anyhow::Result<bool> {
+    Ok(match journal.phase {
+        Phase::Reverting => true,
+        // A cancel that was interrupted has taken `pg_control` away already.
+        Phase::Recovering if !journal.plan.data().join(crate::postgres::control::PATH).exists() => false,
+        Phase::Recovering => claim::has_left_recovery(&journal.plan, &recover::instance(&journal.plan)?)?,
+        Phase::Copying | Phase::Configuring | Phase::Publishing | Phase::Finished => false,
+    })
 }
 
 /// Where a session stands, in a word for programs.

@@ -5,13 +5,13 @@
 
 use std::ffi::OsStr;
 use std::path::Path;
+use std::sync::PoisonError;
 
-use super::layout::SESSION_DIRECTORY;
-use super::remove::{remove_if_there, remove_tree};
+use super::remove::remove_if_there;
 use super::{Filled, Hydration, PLACED_LAST, session_path};
 use crate::blocks::Scratch;
 use crate::format::file::FileRecord;
-use crate::io::{Open, Place};
+use crate::io::{Found, Open, Place};
 use crate::{Error, Result};
 
 /// `pg_control` has 8 KiB and a label a few hundred bytes; a manifest that says more is refused.
@@ -21,11 +21,29 @@ impl Hydration {
     /// Puts `backup_label`, then `pg_control`, durably in place. `filled` proves that all the rest is durable.
     pub fn place_last(&self, _filled: &Filled) -> Result<()> {
         self.map.refuse_if_closed()?;
+        self.restrict()?;
         self.roots.sync_parents(&*self.disk)?;
         for path in PLACED_LAST {
             if let Some(file) = self.backup.manifest.file(path)? {
                 self.place_file(&file)?;
             }
+        }
+        Ok(())
+    }
+
+    /// Gives files and directories that were copied with more rights than they had their own mode, durably; what lies in
+    /// a directory before the directory.
+    fn restrict(&self) -> Result<()> {
+        let restricted = self.restricted.lock().unwrap_or_else(PoisonError::into_inner);
+        for (path, mode) in restricted.iter().rev() {
+            let place = self.roots.place(path)?;
+            let how = match self.disk.look(place)? {
+                Some(Found::Directory) => Open::Directory,
+                _ => Open::ReadBuffered,
+            };
+            let file = self.disk.open(place, how)?;
+            self.disk.set_attributes(&file, *mode, self.owner)?;
+            self.disk.sync(&file)?;
         }
         Ok(())
     }
@@ -65,12 +83,5 @@ impl Hydration {
     /// Closes the map: to be called before the server is started here for the first time.
     pub fn close(&self) -> Result<()> {
         self.map.close()
-    }
-
-    /// Removes the session's directory, once the restore is over.
-    pub fn end(self) -> Result<()> {
-        let data = self.roots.data()?;
-        remove_tree(&*self.disk, data.at(SESSION_DIRECTORY))?;
-        self.disk.sync(&*self.disk.open(data.at(""), Open::Directory)?)
     }
 }

@@ -16,8 +16,8 @@
 //! Always true: a bit on disk is set only if the block's bytes are durable, in their place, in this target.
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::checksum::Hash;
 use crate::io::{Disk, Open, OpenFile, Place};
@@ -80,6 +80,8 @@ pub struct Map {
     changed: Vec<AtomicBool>,
     closed: AtomicBool,
     damaged_pages: u64,
+    /// Held while pages are written and synced.
+    writing: Mutex<()>,
     file: Arc<OpenFile>,
     disk: Arc<dyn Disk>,
 }
@@ -154,7 +156,8 @@ impl Map {
         let Parsed { identity, closed, words, damaged_pages } = parsed;
         let changed = (0..page_count(identity.blocks)).map(|_| AtomicBool::new(false)).collect();
         let words = words.into_iter().map(AtomicU64::new).collect();
-        Self { identity, words, changed, closed: AtomicBool::new(closed), damaged_pages, file, disk }
+        let (closed, writing) = (AtomicBool::new(closed), Mutex::new(()));
+        Self { identity, words, changed, closed, damaged_pages, writing, file, disk }
     }
 
     /// What it belongs to.
@@ -201,12 +204,23 @@ impl Map {
         }
     }
 
-    /// Forgets blocks whose file was found missing.
-    pub fn forget(&self, blocks: Range<u64>) {
-        for block in (blocks.start..blocks.end.min(self.identity.blocks)).map(BlockNumber) {
-            self.words[word_of(block)].fetch_and(!bit_of(block), Ordering::AcqRel);
-            self.changed[page_of(block)].store(true, Ordering::Release);
+    /// Forgets blocks whose file was found missing, durably: the file may be made anew when this returns. Not to be
+    /// called while blocks are marked, whose bits would get on disk with these.
+    pub fn forget(&self, blocks: Range<u64>) -> Result<()> {
+        self.refuse_if_closed()?;
+        let blocks = blocks.start..blocks.end.min(self.identity.blocks);
+        if blocks.is_empty() {
+            return Ok(());
         }
+        // One at a time: another's older picture of the same page must not be written after ours.
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        for block in blocks.clone().map(BlockNumber) {
+            self.words[word_of(block)].fetch_and(!bit_of(block), Ordering::AcqRel);
+        }
+        for number in page_of(BlockNumber(blocks.start))..=page_of(BlockNumber(blocks.end - 1)) {
+            self.write_page(number, &self.bits_page(number))?;
+        }
+        self.disk.sync(&self.file)
     }
 
     /// How many blocks are present.
@@ -231,10 +245,15 @@ impl Map {
         if batch.pages.is_empty() {
             return Ok(());
         }
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         for (number, page) in batch.pages {
-            self.disk.write_small(&self.file, ((FIRST_BITS_PAGE + number) * PAGE) as u64, &page[..])?;
+            self.write_page(number, &page)?;
         }
         self.disk.sync(&self.file)
+    }
+
+    fn write_page(&self, number: usize, page: &[u8; PAGE]) -> Result<()> {
+        self.disk.write_small(&self.file, ((FIRST_BITS_PAGE + number) * PAGE) as u64, page)
     }
 
     fn bits_page(&self, number: usize) -> Box<[u8; PAGE]> {
@@ -358,8 +377,7 @@ mod tests {
             assert!(again.is_present(BlockNumber(32_704)) && !again.is_present(BlockNumber(5)));
             assert!(!again.is_present(BlockNumber(100_000)));
             map.commit(map.take_batch()).unwrap();
-            map.forget(0..64);
-            map.commit(map.take_batch()).unwrap();
+            map.forget(0..64).unwrap();
             assert_eq!(Map::open(disk(), root.at("map"), &identity(100_000)).unwrap().count(), 4);
         });
     }

@@ -15,10 +15,12 @@
 //! Always true: while a server could start here, all of the backup is here, durable; and a bit that is set in the
 //! map on disk stands for bytes that are durable in their place.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
+mod claim;
 mod fill;
 mod finish;
 mod first;
@@ -38,7 +40,7 @@ pub use fill::{Fill, Filled};
 pub use layout::{Layout, Roots, SESSION_DIRECTORY};
 pub use map::Map;
 pub use outline::Outlined;
-pub use remove::remove_all;
+pub use remove::{end, remove_all};
 pub use source::Source;
 
 use crate::checksum::Hash;
@@ -68,6 +70,8 @@ pub struct Hydration {
     disk: Arc<dyn Disk>,
     /// The target is not as fresh as we made it: names may be there already.
     resumed: bool,
+    /// Files and directories that still have more rights than they are to have in the end: path and final mode.
+    restricted: Mutex<BTreeMap<String, u32>>,
 }
 
 impl Hydration {
@@ -91,6 +95,7 @@ impl Hydration {
             for (home, _) in layout.homes() {
                 remove::refuse_unless_empty(&*disk, roots.root(home)?)?;
             }
+            claim::claim(&*disk, &roots, session)?;
             disk.make_directory(data.at(SESSION_DIRECTORY), 0o700)?;
             note_made(&*disk, &roots, &made)?;
             let map = Map::create(Arc::clone(&disk), data.at(&map), data.at(&part), identity)?;
@@ -99,7 +104,7 @@ impl Hydration {
             roots.sync_parents(&*disk)?;
             map
         };
-        Ok(Self { backup, roots, map, owner, disk, resumed })
+        Ok(Self { backup, roots, map, owner, disk, resumed, restricted: Mutex::default() })
     }
 
     /// The backup.
@@ -156,9 +161,15 @@ fn note_made(disk: &dyn Disk, roots: &Roots, made: &[PathBuf]) -> Result<()> {
         return Ok(());
     }
     let text = serde_json::to_vec(made).map_err(|cause| Error::Refused(format!("a path is not UTF-8: {cause}")))?;
-    let file = disk.open(place, Open::Create(0o600))?;
+    // As a whole or not at all: half a list would stop the removal.
+    let part = session_path("made.part");
+    let part = roots.data()?.at(&part);
+    remove::remove_if_there(disk, part)?;
+    let file = disk.open(part, Open::Create(0o600))?;
     disk.write_small(&file, 0, &text)?;
-    disk.sync(&file)
+    disk.sync(&file)?;
+    disk.rename(part, place)?;
+    disk.sync(&*disk.open(roots.data()?.at(SESSION_DIRECTORY), Open::Directory)?)
 }
 
 fn session_path(name: impl AsRef<OsStr>) -> PathBuf {

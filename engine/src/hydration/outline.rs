@@ -8,6 +8,7 @@
 //! says that blocks of it are present is made anew, after the map has durably forgotten those blocks.
 
 use std::path::Path;
+use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam::channel::{Receiver, bounded};
@@ -23,6 +24,10 @@ use crate::{Error, Result};
 /// Files handed to a worker at once, and batches that may wait: the manifest is never in memory as a whole.
 const BATCH_FILES: usize = 64;
 const BATCHES_WAITING: usize = 16;
+
+/// What its owner must be allowed to do with a file, and with a directory, that is being copied.
+const FILE_NEEDS: u32 = 0o600;
+const DIRECTORY_NEEDS: u32 = 0o700;
 
 /// What an outline has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -109,8 +114,8 @@ impl Hydration {
         let found = if self.resumed { self.disk.look(place)? } else { None };
         if found == Some(Found::File(file.bytes)) {
             // Whole, as the size is what it gets last; the attributes are set again since they cost little.
-            let open = self.disk.open(place, Open::WriteBuffered)?;
-            self.disk.set_attributes(&open, file.mode, self.owner)?;
+            let open = self.disk.open(place, Open::ReadBuffered)?;
+            self.disk.set_attributes(&open, self.working_mode(file, FILE_NEEDS), self.owner)?;
             return self.disk.set_modified(&open, file.modified);
         }
         self.forget_blocks_of(file)?;
@@ -118,10 +123,20 @@ impl Hydration {
             self.disk.remove_file(place)?;
         }
         let made = self.disk.open(place, Open::Create(0o600))?;
-        self.disk.set_attributes(&made, file.mode, self.owner)?;
+        self.disk.set_attributes(&made, self.working_mode(file, FILE_NEEDS), self.owner)?;
         self.disk.allocate(&made, file.bytes)?;
         // Of the others it is set when they are filled.
         if file.bytes == 0 { self.disk.set_modified(&made, file.modified) } else { Ok(()) }
+    }
+
+    /// The mode until all is copied: an ordinary user could not fill a `server.key` of mode 0400, or a directory
+    /// without the right to write. [`Hydration::place_last`] sets the recorded one.
+    fn working_mode(&self, file: &FileRecord, needs: u32) -> u32 {
+        if file.mode & needs != needs {
+            let mut restricted = self.restricted.lock().unwrap_or_else(PoisonError::into_inner);
+            restricted.insert(file.path.clone(), file.mode);
+        }
+        file.mode | needs
     }
 
     /// Before a file is made anew, the map must not say any more that something of it is there.
@@ -131,8 +146,7 @@ impl Hydration {
         if !self.resumed || !blocks.clone().any(|block| self.map.is_present(crate::units::BlockNumber(block))) {
             return Ok(());
         }
-        self.map.forget(blocks);
-        self.map.commit(self.map.take_batch())
+        self.map.forget(blocks)
     }
 
     /// Makes what is not a regular file.
@@ -153,7 +167,8 @@ impl Hydration {
                 outlined.directories += 1;
             }
             (FileKind::Directory, _) => {
-                self.make_directory(self.roots.place(&file.path)?, file.mode)?;
+                let mode = self.working_mode(file, DIRECTORY_NEEDS);
+                self.make_directory(self.roots.place(&file.path)?, mode)?;
                 outlined.directories += 1;
             }
             (FileKind::Symlink { target }, _) => {

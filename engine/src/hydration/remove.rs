@@ -6,7 +6,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::layout::SESSION_DIRECTORY;
+use super::claim;
+use super::layout::{Home, Roots, SESSION_DIRECTORY};
 use super::map::{MAP_BYTES_MAX, Map};
 use super::{Layout, MADE, MADE_BYTES_MAX, MAP, session_path};
 use crate::io::{Disk, Found, Open, Place, Root};
@@ -29,14 +30,30 @@ pub fn remove_all(layout: &Layout, session: &SessionId, disk: &dyn Disk) -> Resu
     let made = made_directories(layout, disk, &data)?;
     let (data_made, others_made): (Vec<_>, Vec<_>) = made.into_iter().partition(|path| layout.data.starts_with(path));
 
-    for (_, path) in layout.homes() {
-        if is_there(path)? {
-            empty(disk, &Root::open(path)?)?;
+    for (home, path) in layout.homes() {
+        if !is_there(path)? {
+            continue;
+        }
+        let root = Root::open(path)?;
+        if home == Home::Data {
+            empty(disk, &root)?;
+        } else if claim::is_claimed(&root, session)? {
+            empty(disk, &root)?;
+            disk.remove_file(root.at(SESSION_DIRECTORY))?;
         }
     }
     others_made.iter().rev().try_for_each(|path| remove_made(disk, path))?;
     remove_tree(disk, data.at(SESSION_DIRECTORY))?;
     data_made.iter().rev().try_for_each(|path| remove_made(disk, path))
+}
+
+/// The restore of `session` is over: what says so goes, and the files stay.
+pub fn end(layout: &Layout, session: &SessionId, disk: &dyn Disk) -> Result<()> {
+    let roots = Roots::open(layout, disk)?;
+    claim::release(disk, &roots, session)?;
+    let data = roots.data()?;
+    remove_tree(disk, data.at(SESSION_DIRECTORY))?;
+    disk.sync(&*disk.open(data.at(""), Open::Directory)?)
 }
 
 /// Removes everything in a root but the session's directory.

@@ -40,6 +40,11 @@ impl Buffer {
         Ok((Self { mapping, start, index }, advised))
     }
 
+    /// A buffer by itself, for `pread`.
+    pub fn alone() -> Result<Self> {
+        Self::new(0).map(|(buffer, _)| buffer).map_err(unmapped)
+    }
+
     /// Its place among the buffers that were made with it.
     pub fn index(&self) -> u16 {
         self.index
@@ -89,13 +94,17 @@ pub fn buffers(count: u16) -> Result<(Vec<Buffer>, Pages)> {
     let mut all = Vec::with_capacity(usize::from(count));
     let mut pages = Pages::Small;
     for index in 0..count {
-        let (buffer, advised) = Buffer::new(index).map_err(|cause| Error::io("map", "memory for buffers", cause))?;
+        let (buffer, advised) = Buffer::new(index).map_err(unmapped)?;
         if index == 0 && advised && lies_in_a_huge_page(&buffer) {
             pages = Pages::Huge;
         }
         all.push(buffer);
     }
     Ok((all, pages))
+}
+
+fn unmapped(cause: io::Error) -> Error {
+    Error::io("map", "memory for buffers", cause)
 }
 
 /// Asks the kernel's own account, since advice may be refused in silence. No account, no huge page.

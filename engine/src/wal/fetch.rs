@@ -1,8 +1,8 @@
 //! `restore_command`: a file of the archive to where PostgreSQL wants it.
 //!
 //! PostgreSQL takes "no such segment" for the end of the WAL and opens the database there. So absence is an answer
-//! that has to be proven: the repository is the one it was, its WAL directory can be read, and nothing of that
-//! timeline lies behind the segment. Everything else is an error. A network file system that hiccups is asked again
+//! that has to be proven: the repository is the one it was, its WAL directory can be read, nothing of that timeline lies
+//! behind the segment, and no later timeline left it behind the segment. Everything else is an error. A network file system that hiccups is asked again
 //! first, for a bounded time.
 
 use std::fs::File;
@@ -15,6 +15,7 @@ use super::name::{SegmentName, WalFile};
 use super::{WalArchive, WalObject};
 use crate::io::durable;
 use crate::repository::{Repository, keys};
+use crate::units::Timeline;
 use crate::{Error, Result};
 
 /// Pauses between tries when the disk or the network says that it may be better soon: 6 seconds in all. After that
@@ -36,7 +37,7 @@ const FILE_MODE: u32 = 0o600;
 pub enum Fetched {
     /// It is in place.
     Delivered,
-    /// Proven: the archive is readable, has no such file, and nothing later of that timeline.
+    /// Proven: the archive is readable, has no such file, and nothing later that came out of it.
     Absent,
 }
 
@@ -88,14 +89,31 @@ impl WalArchive {
         }
         let WalFile::Segment(wanted) = file else { return Ok(Absence::Proven) };
         let later = files.into_iter().filter_map(number_of).filter(|segment| segment.number > wanted.number).min();
-        match later {
+        let goes_on = match later {
+            Some(later) => Some(later.file_name(self.segment_bytes())),
+            None => self.left_behind(wanted)?.map(|timeline| format!("timeline {timeline}")),
+        };
+        match goes_on {
             None => Ok(Absence::Proven),
             Some(later) => Err(Error::NotFound(format!(
-                "WAL segment {} is missing from the archive, which goes on with {}",
+                "WAL segment {} is missing from the archive, which goes on with {later}",
                 wanted.file_name(self.segment_bytes()),
-                later.file_name(self.segment_bytes())
             ))),
         }
+    }
+
+    /// A timeline whose history says that it came out of `wanted`'s behind that segment: whoever made it had replayed the
+    /// segment, so it was there. Where the timeline left within the segment, its own first segment has all of it that
+    /// counts, and `wanted` may never have been archived.
+    fn left_behind(&self, wanted: SegmentName) -> Result<Option<Timeline>> {
+        let end = wanted.end(self.segment_bytes());
+        for timeline in self.timelines()?.into_iter().filter(|timeline| *timeline > wanted.timeline) {
+            let Some(history) = self.history(timeline)? else { continue };
+            if history.ancestors.iter().any(|left| left.timeline == wanted.timeline && left.left_at >= end) {
+                return Ok(Some(timeline));
+            }
+        }
+        Ok(None)
     }
 }
 

@@ -188,6 +188,25 @@ fn absence_is_proven_and_a_gap_is_a_fault() {
 }
 
 #[test]
+fn a_hole_before_a_later_timeline_left_is_a_fault() {
+    let place = Place::new();
+    // Segments are 1 MiB. Timeline 2 left within segment 6; timeline 1's segments 5 and 6 were never archived.
+    let archive = place.filled(&[(1, 3), (1, 4), (2, 6), (2, 7)]);
+    place.push_history(2, "1\t0/680000\tno recovery target specified\n");
+    let to = place.directory.path().join("RECOVERYXLOG");
+    let fault = fetch(&archive, &name(1, 5), &to).unwrap_err();
+    let text = format!("WAL segment {} is missing from the archive, which goes on with timeline 2", name(1, 5));
+    assert_eq!(fault.to_string(), text);
+    // Of segment 6 timeline 2 has a copy up to where it left.
+    assert_eq!(fetch(&archive, &name(1, 6), &to).unwrap(), Fetched::Absent);
+    assert_eq!(fetch(&archive, &name(2, 8), &to).unwrap(), Fetched::Absent);
+    // Exactly between two segments: there is no such copy.
+    place.push_history(3, "1\t0/700000\tno recovery target specified\n");
+    assert!(fetch(&archive, &name(1, 6), &to).is_err());
+    assert_eq!(fetch(&archive, &name(1, 7), &to).unwrap(), Fetched::Absent);
+}
+
+#[test]
 fn a_partial_segment_never_answers_for_a_whole_one() {
     let place = Place::new();
     let archive = place.filled(&[(1, 3)]);

@@ -90,7 +90,7 @@ fn a_map_that_is_closed_is_closed_for_every_step() {
     assert!(matches!(again.fill(&fill_from(Source::Blocks), &progress), Err(Error::Refused(_))));
     assert!(matches!(again.place_last(&filled), Err(Error::Refused(_))));
     assert_eq!(session_in(&layout.data, &LocalDisk::new()).unwrap(), Some((session(), true)));
-    again.end().unwrap();
+    end(&layout, &session(), &LocalDisk::new()).unwrap();
     assert!(!layout.data.join(SESSION_DIRECTORY).exists());
     assert_eq!(session_in(&layout.data, &LocalDisk::new()).unwrap(), None);
 }
@@ -133,6 +133,49 @@ fn the_owner_and_the_modes_are_as_asked() {
         }
     }
     assert_eq!(fs::metadata(&layout.data).unwrap().uid(), owner.uid);
+}
+
+#[test]
+fn what_its_owner_may_not_write_is_written_and_closed_again() {
+    let mut tree = skeleton();
+    tree.insert("keys".to_owned(), Entry::Directory);
+    tree.insert("keys/server.key".to_owned(), Entry::File(pages(1, 3)));
+    tree.insert("server.key".to_owned(), Entry::File(pages(1, 4)[..1700].to_vec()));
+    let closed = [("keys", 0o500), ("keys/server.key", 0o400), ("server.key", 0o400)];
+    let sample = Sample::new(Compression::Lz4, tree);
+    let layout = sample.target("target");
+    let disk: Arc<dyn Disk> = Arc::new(LocalDisk::new());
+    let mode = |path: &str| fs::metadata(layout.target_path(path)).unwrap().permissions().mode() & 0o777;
+    // The second time as after a crash, when all is closed already.
+    for _ in 0..2 {
+        let hydration = Hydration::begin(sample.backup.clone(), &layout, &session(), None, Arc::clone(&disk)).unwrap();
+        hydration.outline(2, &Counting::default()).unwrap();
+        assert_eq!(closed.map(|(path, _)| mode(path)), [0o700, 0o600, 0o600]);
+        let filled = hydration.fill(&fill_from(Source::Blocks), &Counting::default()).unwrap();
+        hydration.place_last(&filled).unwrap();
+        assert_eq!(closed.map(|(path, _)| mode(path)), [0o500, 0o400, 0o400]);
+    }
+}
+
+#[test]
+fn a_tablespaces_directory_belongs_to_one_restore() {
+    let sample = Sample::new(Compression::Lz4, sample_tree());
+    let first = sample.target("first");
+    let second = Layout { data: sample.target("second").data, wal: None, ..first.clone() };
+    let disk: Arc<dyn Disk> = Arc::new(LocalDisk::new());
+    let other: SessionId = "s-2".parse().unwrap();
+    let begin = |layout: &Layout, session: &SessionId| {
+        Hydration::begin(sample.backup.clone(), layout, session, None, Arc::clone(&disk))
+    };
+    begin(&first, &session()).unwrap();
+    let Err(Error::Refused(refused)) = begin(&second, &other) else { panic!("a second restore into it was begun") };
+    assert!(refused.contains("restored into by session s-1"), "{refused}");
+    hydrate(&sample, &first, Source::Blocks, Arc::clone(&disk)).unwrap();
+    // Taking the second back leaves the first's files alone.
+    remove_all(&second, &other, &*disk).unwrap_err();
+    assert_same(&sample.tree, &first);
+    end(&first, &session(), &*disk).unwrap();
+    assert!(fs::symlink_metadata(first.tablespaces[&OID].join(SESSION_DIRECTORY)).is_err());
 }
 
 #[test]

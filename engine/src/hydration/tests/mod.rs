@@ -117,7 +117,9 @@ fn back_up(cluster: &Cluster, tree: &Tree, parent: Parent) -> Backup {
 
 fn record(path: &str, entry: &Entry, content: &[u8]) -> FileRecord {
     let (kind, mode) = match entry {
+        Entry::Directory if path == "keys" => (FileKind::Directory, 0o500),
         Entry::Directory => (FileKind::Directory, 0o750),
+        Entry::File(_) if path.ends_with(".key") => (FileKind::Regular, 0o400),
         Entry::File(_) => (FileKind::Regular, 0o640),
         Entry::Link(target) => (FileKind::Symlink { target: target.clone() }, 0o777),
         Entry::Tablespace => (FileKind::Tablespace { location: "/original".to_owned() }, 0o777),

@@ -11,7 +11,7 @@
 //!
 //! The server of a restore keeps reading its stdin: when that ends, its restore is gone, however it went, and the server
 //! takes the mount away and ends too. When the server is killed its readers get errors, and whoever mounts there next
-//! takes the dead mount away first.
+//! takes the dead mount away first. When it hangs its readers hang with it: the restore keeps a [`watch`], and wakes them.
 
 mod launch;
 mod place;
@@ -20,6 +20,7 @@ mod server;
 mod session;
 mod unmount;
 mod usable;
+mod watch;
 
 use std::path::PathBuf;
 
@@ -27,10 +28,10 @@ use engine::repository::Cluster;
 use engine::units::BackupLabel;
 use fusefs::mounting;
 
-use crate::arguments::{ClusterOption, RepositoryOption};
 use crate::context::Context;
 use crate::exit::{Exit, Failure};
 use crate::human;
+use crate::options::{ClusterOption, RepositoryOption};
 
 pub(crate) use place::default_directory;
 pub(crate) use session::{MountRequest, SessionMount};

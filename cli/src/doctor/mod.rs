@@ -11,9 +11,9 @@ use std::fmt::Write as _;
 
 use serde_json::json;
 
-use crate::arguments::{ClusterOption, JsonOption, RepositoryOption};
 use crate::context::Context;
 use crate::exit::Exit;
+use crate::options::{ClusterOption, JsonOption, RepositoryOption};
 use crate::settings::{KEYS, Source};
 
 use judge::{Finding, Verdict, judge};

@@ -1,0 +1,62 @@
+//! Whose the data directory is when a session is taken up again: between two runs anything may have happened to it.
+//!
+//! The map in it says which session it belongs to. A user may have removed the directory and put another cluster, or
+//! another restore, in its place; a session must not stop that server, nor write into its configuration.
+
+use engine::hydration;
+use engine::io::LocalDisk;
+
+use super::plan::Plan;
+use super::session::{Journal, Phase};
+use crate::exit::{Exit, Failure};
+use crate::postgres::control;
+use crate::postgres::instance::Instance;
+
+/// What a session may do in its data directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Claim {
+    /// All that its phase says; in an early phase the copy itself looks once more.
+    Holds,
+    /// Nothing: the session's mark is taken away last, and it is gone.
+    Done,
+}
+
+/// Looks whose the directory is; an error if the session has no more business there.
+pub(super) fn look(journal: &Journal) -> anyhow::Result<Claim> {
+    let plan = &journal.plan;
+    let found = marked(plan)?;
+    if found.as_ref() == Some(&journal.id) {
+        return Ok(Claim::Holds);
+    }
+    let startable = || plan.data().join(control::PATH).exists();
+    match journal.phase {
+        Phase::Copying | Phase::Configuring | Phase::Finished => Ok(Claim::Holds),
+        // Unmarked and complete: the crash fell between the last trace and the journal's last word.
+        Phase::Publishing if found.is_none() && plan.no_start && startable() => Ok(Claim::Done),
+        Phase::Publishing => Ok(Claim::Holds),
+        Phase::Reverting => Ok(Claim::Done),
+        Phase::Recovering => {
+            let whose = found.map_or_else(|| "no restore".to_owned(), |other| format!("restore {other}"));
+            let message = format!("{} belongs to {whose}, not to {} any more", plan.data().display(), journal.id);
+            let hint =
+                format!("`pghydrant cancel {}` forgets the session and leaves the directory as it is", journal.id);
+            Err(Failure::new(Exit::Refused, message).hint(hint).into())
+        }
+    }
+}
+
+/// Whether the directory carries the session's mark.
+pub(super) fn is_ours(journal: &Journal) -> anyhow::Result<bool> {
+    Ok(marked(&journal.plan)?.as_ref() == Some(&journal.id))
+}
+
+/// The server ended recovery, and may have stopped since: `recovery.signal` is gone and `pg_control` is a primary's.
+pub(super) fn has_left_recovery(plan: &Plan, instance: &Instance) -> anyhow::Result<bool> {
+    use crate::postgres::control::State;
+    let primary = matches!(instance.control()?.state, State::InProduction | State::ShutDown);
+    Ok(primary && !plan.data().join("recovery.signal").exists())
+}
+
+fn marked(plan: &Plan) -> anyhow::Result<Option<engine::units::SessionId>> {
+    Ok(hydration::session_in(plan.data(), &LocalDisk::new())?.map(|(id, _)| id))
+}

@@ -1,0 +1,106 @@
+//! The rules on the target: a backup that leads to it, and WAL all the way.
+//!
+//! What PostgreSQL would find out at the end of its replay, hours later, is told here.
+
+use super::super::moment;
+use super::super::target::{Action, Goal};
+use super::Judge;
+
+impl Judge<'_> {
+    pub(super) fn target(&mut self) {
+        if let Err(problem) = &self.facts.choice {
+            self.refuse(problem.what.clone(), problem.hint.clone());
+        }
+        if let Goal::Time(moment) = &self.request.goal
+            && *moment > self.facts.now
+        {
+            self.refuse(
+                format!(
+                    "time {} is in the future: it is {} now",
+                    moment::for_people(*moment),
+                    moment::for_people(whole_second(self.facts.now))
+                ),
+                "leave --target-time out to recover to the end of the WAL",
+            );
+        }
+        let acts = self.request.action != Action::Promote;
+        if acts && self.request.goal == Goal::Latest && !self.request.no_start {
+            self.refuse(
+                format!("PostgreSQL ignores --action {} without a recovery target", self.request.action.name()),
+                "name a target, such as --target-time, or leave --action out",
+            );
+        }
+    }
+
+    pub(super) fn wal(&mut self) {
+        let Some(info) = self.backup() else { return };
+        let facts = match &self.facts.wal {
+            Ok(facts) => facts,
+            Err(refusal) => {
+                return self
+                    .refuse(format!("the WAL cannot be looked at: {refusal}"), "mend that, or choose another target");
+            }
+        };
+        let segment_bytes = info.server.wal_segment_bytes;
+        let goal = &self.request.goal;
+        let end = facts.end.map_or_else(|| "nothing".to_owned(), |end| end.to_string());
+        if let (Goal::Lsn(lsn), Some(archive_end)) = (goal, facts.end)
+            && *lsn > archive_end
+        {
+            return self.refuse(
+                format!("LSN {lsn} lies after the end of the archived WAL ({archive_end})"),
+                "archive the rest of the WAL first, or choose an earlier target",
+            );
+        }
+        if let Some(first) = facts.missing.first() {
+            return self.refuse(
+                format!(
+                    "WAL segment {} is not in the archive, and {} in all are missing between the backup's start ({}) and the target",
+                    first.file_name(segment_bytes),
+                    facts.missing.len(),
+                    info.wal.start
+                ),
+                "archive them with `pghydrant wal push`, or choose another backup or an earlier target",
+            );
+        }
+        let gap = facts.gaps.first().map(|segment| segment.file_name(segment_bytes));
+        match (goal, gap) {
+            (Goal::Latest, Some(gap)) => self.refuse(
+                format!("WAL segment {gap} is missing before the end of the archive ({end})"),
+                "archive it with `pghydrant wal push`, or choose a target before it",
+            ),
+            (Goal::Time(moment), gap) if facts.searched => {
+                let reached = facts
+                    .last_transaction
+                    .is_some_and(|last| last > *moment || (self.request.exclusive && last == *moment));
+                if !reached && *moment <= self.facts.now {
+                    let last = facts.last_transaction.map_or_else(|| "none".to_owned(), moment::for_people);
+                    let place = gap.map_or_else(
+                        || "in the archived WAL".to_owned(),
+                        |gap| format!("before the missing WAL segment {gap}"),
+                    );
+                    self.refuse(
+                        format!(
+                            "time {} is not before the last transaction {place} ({last})",
+                            moment::for_people(*moment)
+                        ),
+                        "leave --target-time out to recover to the end of the WAL, or archive the rest of it first",
+                    );
+                }
+            }
+            (Goal::Xid(_) | Goal::Name(_), gap) if facts.searched && facts.place.is_none() => {
+                let place =
+                    gap.map_or_else(|| format!("up to {end}"), |gap| format!("before the missing segment {gap}"));
+                self.refuse(
+                    format!("{goal} is not in the WAL after the backup's end ({}), {place}", info.wal.stop),
+                    "check it, choose an earlier backup with --backup, or archive the rest of the WAL first",
+                );
+            }
+            _ => {}
+        }
+    }
+}
+
+fn whole_second(moment: jiff::Timestamp) -> jiff::Timestamp {
+    jiff::Timestamp::from_second(moment.as_second()).unwrap_or(moment)
+}

@@ -1,0 +1,45 @@
+//! What the user asked for, resolved: every path absolute, every value of its type.
+
+use std::path::PathBuf;
+
+use engine::format::backup::BackupInfo;
+use engine::units::{BackupLabel, ClusterName};
+
+use super::super::plan::Source;
+use super::super::target::{Action, Goal, TimelineChoice};
+
+/// What the user asked for.
+#[derive(Clone, Debug)]
+pub(crate) struct Request {
+    pub(crate) repository: PathBuf,
+    pub(crate) cluster: ClusterName,
+    pub(crate) backup: Option<BackupLabel>,
+    pub(crate) data: PathBuf,
+    pub(crate) goal: Goal,
+    pub(crate) timeline: TimelineChoice,
+    pub(crate) exclusive: bool,
+    pub(crate) action: Action,
+    pub(crate) port: Option<u16>,
+    /// By name or OID, in the order given.
+    pub(crate) tablespaces: Vec<(String, PathBuf)>,
+    pub(crate) source: Source,
+    pub(crate) adopt: bool,
+    pub(crate) no_start: bool,
+    pub(crate) owner: Option<String>,
+    pub(crate) programs: Option<PathBuf>,
+    pub(crate) mount_directory: Option<PathBuf>,
+    /// Our own binary.
+    pub(crate) program: PathBuf,
+}
+
+impl Request {
+    /// Where each tablespace of a backup goes, by OID: where the user says, else where it was.
+    pub(crate) fn tablespace_directories(&self, info: &BackupInfo) -> Vec<(u32, PathBuf)> {
+        let chosen = |tablespace: &engine::format::backup::Tablespace| {
+            let of = |name: &str| *name == tablespace.name || name == tablespace.oid.to_string();
+            let chosen = self.tablespaces.iter().find(|(name, _)| of(name)).map(|(_, directory)| directory.clone());
+            (tablespace.oid, chosen.unwrap_or_else(|| PathBuf::from(&tablespace.location)))
+        };
+        info.tablespaces.iter().map(chosen).collect()
+    }
+}

@@ -1,0 +1,202 @@
+//! Looking into the archive: how far it reaches, what is missing on the way, and where the target lies in it.
+//!
+//! Restore points and transactions are found with `pg_waldump`, segment by segment, along the timelines of the path.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use anyhow::Context as _;
+use engine::format::backup::BackupInfo;
+use engine::units::{Lsn, Timeline};
+use engine::wal::history::History;
+use engine::wal::name::SegmentName;
+use engine::wal::{Fetched, WalArchive};
+use jiff::Timestamp;
+
+use super::super::choose::{self, Choice, Histories};
+use super::super::preflight::Request;
+use super::super::target::Goal;
+use crate::postgres::binaries::Binaries;
+use crate::postgres::waldump::{self, Event, Kind};
+
+/// What the archive has for the chosen path.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct WalFacts {
+    /// Segments that are missing up to where recovery must come at least.
+    pub(crate) missing: Vec<SegmentName>,
+    /// Segments that are missing between there and the end of the archive.
+    pub(crate) gaps: Vec<SegmentName>,
+    /// The end of the archive on the path.
+    pub(crate) end: Option<Lsn>,
+    /// The last transaction before the first gap, or before the end.
+    pub(crate) last_transaction: Option<Timestamp>,
+    /// Where the goal is, for a transaction or a restore point.
+    pub(crate) place: Option<Lsn>,
+    /// The WAL was searched for the goal.
+    pub(crate) searched: bool,
+}
+
+pub(super) fn histories(archive: &WalArchive) -> anyhow::Result<Histories> {
+    let mut histories = Histories::new();
+    for timeline in archive.timelines()? {
+        if let Some(history) = archive.history(timeline)? {
+            histories.insert(timeline, history);
+        }
+    }
+    Ok(histories)
+}
+
+/// Where the goal lies, if it is a restore point: the newest backup's WAL first, since the newest backup that can
+/// reach the target is wanted.
+pub(super) fn locate(
+    request: &Request,
+    backups: &[BackupInfo],
+    histories: &Histories,
+    archive: &WalArchive,
+    binaries: Option<&Binaries>,
+) -> anyhow::Result<Option<Lsn>> {
+    let (Goal::Name(wanted), Some(binaries)) = (&request.goal, binaries) else { return Ok(None) };
+    let candidates: Vec<&BackupInfo> =
+        backups.iter().filter(|info| request.backup.as_ref().is_none_or(|label| info.label == *label)).collect();
+    let mut until = None;
+    for info in candidates.into_iter().rev() {
+        let chosen = choose::choose(std::slice::from_ref(info), None, request.timeline, &Goal::Latest, None, histories);
+        let Ok(Choice { path, .. }) = chosen else { continue };
+        let mut place = None;
+        scan(archive, binaries, &path, info.wal.stop, until, Kind::RestorePoints, &mut |record| match record.event {
+            Event::RestorePoint { name } if name == *wanted => {
+                place = Some(record.lsn);
+                ControlFlow::Break(())
+            }
+            _ => ControlFlow::Continue(()),
+        })?;
+        if place.is_some() {
+            return Ok(place);
+        }
+        until = Some(info.wal.stop);
+    }
+    Ok(None)
+}
+
+/// Looks at the records of a path from `from` to `to` (none: the end of the archive), timeline by timeline.
+fn scan(
+    archive: &WalArchive,
+    binaries: &Binaries,
+    path: &History,
+    from: Lsn,
+    to: Option<Lsn>,
+    kind: Kind,
+    visit: &mut dyn FnMut(waldump::Record) -> ControlFlow<()>,
+) -> anyhow::Result<()> {
+    let program = binaries.require("pg_waldump")?;
+    let directory = tempfile::tempdir().context("cannot make a temporary directory for WAL")?;
+    let segment_bytes = archive.cluster().info().wal_segment_bytes;
+    let mut from = from;
+    for (timeline, left_at) in pieces(path) {
+        let to = match (left_at, to) {
+            (Some(left_at), Some(to)) => Some(left_at.min(to)),
+            (left_at, to) => left_at.or(to),
+        };
+        if to.is_some_and(|to| to <= from) {
+            continue;
+        }
+        let mut stopped = false;
+        let range = waldump::Range { timeline, from, to, segment_bytes };
+        let mut fetch = |name: &str, to: &Path| match archive.contains(name)? {
+            true => Ok(matches!(archive.fetch(name, to)?, Fetched::Delivered)),
+            false => Ok(false),
+        };
+        let mut watched = |record| {
+            let flow = visit(record);
+            stopped |= flow.is_break();
+            flow
+        };
+        waldump::scan(&program, directory.path(), range, kind, &mut fetch, &mut watched)?;
+        let (false, Some(left_at)) = (stopped, left_at) else { return Ok(()) };
+        from = left_at;
+    }
+    Ok(())
+}
+
+/// The timelines of a path and where each is left.
+fn pieces(path: &History) -> impl Iterator<Item = (Timeline, Option<Lsn>)> {
+    let ancestors = path.ancestors.iter().map(|ancestor| (ancestor.timeline, Some(ancestor.left_at)));
+    ancestors.chain(std::iter::once((path.timeline, None)))
+}
+
+pub(super) fn wal_facts(
+    request: &Request,
+    info: &BackupInfo,
+    path: &History,
+    place: Option<Lsn>,
+    archive: &WalArchive,
+    binaries: Option<&Binaries>,
+) -> anyhow::Result<WalFacts> {
+    let segment_bytes = info.server.wal_segment_bytes;
+    let mut end = None;
+    for (timeline, _) in pieces(path) {
+        end = archive.segments(timeline)?.last().map(|segment| segment.end(segment_bytes)).max(end);
+    }
+    let mut facts = WalFacts { end, place, ..WalFacts::default() };
+    let needed = match &request.goal {
+        Goal::Lsn(lsn) => (*lsn).max(info.wal.stop),
+        Goal::Name(_) => place.unwrap_or(info.wal.stop).max(info.wal.stop),
+        Goal::Latest | Goal::Time(_) | Goal::Xid(_) | Goal::Immediate => info.wal.stop,
+    };
+    facts.missing = archive.missing_between(info.wal.start, path, Some(needed))?;
+    if let Some(end) = end.filter(|end| *end > needed) {
+        let all = archive.missing_between(info.wal.start, path, Some(end))?;
+        facts.gaps = all.into_iter().filter(|segment| !facts.missing.contains(segment)).collect();
+    }
+    let Some(binaries) = binaries.filter(|_| facts.missing.is_empty()) else { return Ok(facts) };
+    match &request.goal {
+        Goal::Time(_) => {
+            let until = facts.gaps.first().map(|gap| gap.start(segment_bytes)).or(end);
+            facts.last_transaction = last_transaction(archive, binaries, path, info.wal.start, until, segment_bytes)?;
+            facts.searched = true;
+        }
+        Goal::Xid(xid) => {
+            let short = u32::try_from(xid & 0xFFFF_FFFF).unwrap_or_default();
+            scan(archive, binaries, path, info.wal.stop, None, Kind::Transactions, &mut |record| match record.event {
+                Event::Commit { xid, .. } | Event::Abort { xid, .. } if xid == short => {
+                    facts.place = Some(record.lsn);
+                    ControlFlow::Break(())
+                }
+                _ => ControlFlow::Continue(()),
+            })?;
+            facts.searched = true;
+        }
+        Goal::Name(_) => facts.searched = true,
+        Goal::Latest | Goal::Lsn(_) | Goal::Immediate => {}
+    }
+    Ok(facts)
+}
+
+/// The commit time of the last transaction before `until`, looked for backwards, a few segments at a time.
+fn last_transaction(
+    archive: &WalArchive,
+    binaries: &Binaries,
+    path: &History,
+    start: Lsn,
+    until: Option<Lsn>,
+    segment_bytes: u64,
+) -> anyhow::Result<Option<Timestamp>> {
+    /// Segments of one look.
+    const SEGMENTS: u64 = 4;
+    let Some(mut to) = until else { return Ok(None) };
+    while to > start {
+        let from = Lsn(to.0.saturating_sub(SEGMENTS * segment_bytes)).max(start);
+        let mut last = None;
+        scan(archive, binaries, path, from, Some(to), Kind::Transactions, &mut |record| {
+            if let Event::Commit { time_micros, .. } | Event::Abort { time_micros, .. } = record.event {
+                last = last.max(Some(time_micros));
+            }
+            ControlFlow::Continue(())
+        })?;
+        if let Some(micros) = last {
+            return Ok(Timestamp::from_microsecond(micros).ok());
+        }
+        to = from;
+    }
+    Ok(None)
+}

@@ -1,0 +1,161 @@
+//! Reads of a mount: with the page cache and past it, mapped, and what the server keeps of them.
+
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use engine::codec::Compression;
+
+use super::guard::{direct, root};
+use super::sample::{BLOCK_BYTES, LARGE, LARGE_BYTES, Sample, relation};
+use crate::support::compare::{Entry, tree};
+use crate::support::*;
+
+/// A read gives as many bytes as were asked for, but for the end of the file; behind that it gives none.
+#[test]
+fn the_end_of_a_file() -> Result<()> {
+    requires!(Fuse);
+    let sample = Sample::new()?;
+    let mounted = sample.mount(&root(), &[])?;
+    let (path, content, bytes) = (mounted.join("data").join(LARGE), relation(LARGE_BYTES, 1), LARGE_BYTES as u64);
+    for file in [File::open(&path)?, direct(&path)?] {
+        let mut out = vec![0; 1 << 20];
+        assert_eq!(file.read_at(&mut out, BLOCK_BYTES - 5)?, out.len());
+        let start = usize::try_from(BLOCK_BYTES)? - 5;
+        assert!(out[..] == content[start..start + out.len()]);
+        assert_eq!(file.read_at(&mut out, bytes - 1000)?, 1000);
+        assert!(out[..1000] == content[LARGE_BYTES - 1000..]);
+        for behind in [bytes, bytes + 1, bytes + (1 << 30)] {
+            assert_eq!(file.read_at(&mut out, behind)?, 0);
+        }
+    }
+    assert_eq!(File::open(mounted.join("data/base/5/empty"))?.read_at(&mut [0; 10], 0)?, 0);
+    let mut file = File::open(&path)?;
+    assert_eq!(file.seek(SeekFrom::End(-7))?, bytes - 7);
+    assert_eq!(file.read_to_end(&mut Vec::new())?, 7);
+    Ok(())
+}
+
+/// Bytes of a file that are in the page cache.
+fn cached_bytes(path: &Path) -> Result<u64> {
+    let shown = Run::new("fincore").args(["--bytes", "--noheadings", "--output", "RES"]).arg(path).succeed()?;
+    Ok(shown.stdout.trim().parse()?)
+}
+
+/// With O_DIRECT any offset, length and address will do, and nothing is left in the page cache.
+#[test]
+fn direct_reads() -> Result<()> {
+    requires!(Fuse, Tool("fincore", "util-linux-extra"));
+    let sample = Sample::new()?;
+    let mounted = sample.mount(&root(), &[])?;
+    let (path, content) = (mounted.join("data").join(LARGE), relation(LARGE_BYTES, 1));
+    let file = direct(&path)?;
+    let mut out = vec![0; 1_500_001];
+    for (offset, length, address) in
+        [(0, 1 << 20, 0), (1, 1, 1), (4095, 8193, 7), (131_071, 1_400_000, 3), (LARGE_BYTES - 9, 9, 4095)]
+    {
+        let out = &mut out[address..address + length];
+        file.read_exact_at(out, offset as u64)?;
+        assert!(*out == content[offset..offset + length], "{length} bytes at {offset}");
+    }
+    assert_eq!(cached_bytes(&path)?, 0);
+    Ok(())
+}
+
+/// Whole blocks that are read with O_DIRECT leave nothing in the page cache of the repository's packs either.
+#[test]
+fn direct_reads_of_whole_blocks() -> Result<()> {
+    requires!(Fuse, Tool("fincore", "util-linux-extra"));
+    for compression in [Compression::None, Compression::Lz4] {
+        let sample = Sample::compressed(compression)?;
+        let mounted = sample.mount(&root(), &[])?;
+        let pack = sample.pack()?;
+        rustix::fs::fadvise(File::open(&pack)?, 0, None, rustix::fs::Advice::DontNeed)?;
+        let cached = cached_bytes(&pack)?;
+        let (file, mut out) = (direct(&mounted.join("data").join(LARGE))?, vec![0; LARGE_BYTES]);
+        let size = usize::try_from(BLOCK_BYTES)?;
+        for (place, block) in out.chunks_exact_mut(size).enumerate() {
+            file.read_exact_at(block, place as u64 * BLOCK_BYTES)?;
+        }
+        let whole = LARGE_BYTES / size * size;
+        assert!(out[..whole] == relation(LARGE_BYTES, 1)[..whole], "{compression}");
+        assert_eq!(cached_bytes(&pack)?, cached, "{compression}");
+    }
+    Ok(())
+}
+
+/// Without O_DIRECT what was read stays in the page cache, also for whoever opens the file next.
+#[test]
+fn buffered_reads() -> Result<()> {
+    requires!(Fuse, Tool("fincore", "util-linux-extra"));
+    let sample = Sample::new()?;
+    let mounted = sample.mount(&root(), &[])?;
+    let path = mounted.join("data/base/5/one block");
+    fs::read(&path)?;
+    assert_eq!(cached_bytes(&path)?, BLOCK_BYTES);
+    drop(File::open(&path)?);
+    assert_eq!(cached_bytes(&path)?, BLOCK_BYTES);
+    Ok(())
+}
+
+/// A file can be mapped into memory.
+#[test]
+fn mapped_reads() -> Result<()> {
+    requires!(Fuse);
+    let sample = Sample::new()?;
+    let mounted = sample.mount(&root(), &[])?;
+    let content = relation(LARGE_BYTES, 1);
+    for file in [File::open(mounted.join("data").join(LARGE))?, direct(&mounted.join("data").join(LARGE))?] {
+        use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+        // SAFETY: a new mapping of a file that nobody can change; the slice does not outlive it.
+        unsafe {
+            let place = mmap(std::ptr::null_mut(), LARGE_BYTES, ProtFlags::READ, MapFlags::PRIVATE, &file, 0)?;
+            let same = std::slice::from_raw_parts(place.cast::<u8>(), LARGE_BYTES) == content;
+            munmap(place, LARGE_BYTES)?;
+            assert!(same);
+        }
+    }
+    Ok(())
+}
+
+/// The server holds no more decoded bytes than `--memory` says, however many files are read at once.
+#[test]
+fn memory() -> Result<()> {
+    requires!(Fuse);
+    const BUDGET: u64 = 8 << 20;
+    let sample = Sample::new()?;
+    let mounted = sample.mount(&root(), &["--memory", "8MiB"])?;
+    let path = mounted.join("data").join(LARGE);
+    std::thread::scope(|scope| {
+        let readers: Vec<_> = (0..64)
+            .map(|reader: u64| {
+                let path = &path;
+                scope.spawn(move || -> Result<()> {
+                    let file = File::open(path)?;
+                    let mut out = vec![0; 8192];
+                    for step in 0..40_u64 {
+                        file.read_exact_at(&mut out, (reader * 131_072 + step * 8192) % (LARGE_BYTES as u64 - 8192))?;
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        readers.into_iter().try_for_each(|reader| reader.join().expect("a reader panicked"))
+    })?;
+    let (peak, fixed) = mounted.peak_and_limit()?;
+    assert!(peak < BUDGET + fixed, "{peak} bytes");
+    Ok(())
+}
+
+/// Files that have no blocks, or only zeros, need no pack.
+#[test]
+fn zeros_and_nothing() -> Result<()> {
+    requires!(Fuse);
+    let sample = Sample::new()?;
+    let mounted = sample.mount(&root(), &[])?;
+    assert!(fs::read(mounted.join("data/base/5/zeros"))?.iter().all(|byte| *byte == 0));
+    let found = tree(&mounted.join("data/base/5"))?;
+    assert!(matches!(found.get(Path::new("empty")), Some(Entry::File { bytes: 0, .. })));
+    Ok(())
+}
