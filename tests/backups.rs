@@ -117,6 +117,10 @@ fn a_killed_backup_leaves_nothing_that_counts() -> Result<()> {
     let connection = world.cluster.connection_string();
     let list =
         || Ok::<_, anyhow::Error>(world.pghydrant.succeed(world.repository.arguments(&["list"], &["--json"]))?.stdout);
+    // Without the unfinished ones, which are listed as such.
+    let finished = |listed: &str| -> Vec<String> {
+        listed.lines().filter(|line| !line.contains("\"event\":\"unfinished\"")).map(str::to_owned).collect()
+    };
     let before = list()?;
     for milliseconds in [20, 100, 300, 600] {
         let running =
@@ -124,15 +128,35 @@ fn a_killed_backup_leaves_nothing_that_counts() -> Result<()> {
         std::thread::sleep(Duration::from_millis(milliseconds));
         let killed = running.kill()?;
         if killed.code.is_none() {
-            assert_eq!(list()?, before, "a backup that was killed after {milliseconds} ms is listed");
+            let listed = list()?;
+            assert_eq!(
+                finished(&listed),
+                finished(&before),
+                "a backup that was killed after {milliseconds} ms is listed"
+            );
         }
         world.pghydrant.succeed(["verify", "--repo", &world.repository.shown()])?;
         if killed.code == Some(0) {
             break;
         }
     }
+    // One that has begun to write for certain.
+    let marks = || -> Result<Vec<_>> {
+        let files = world.repository.files()?.into_iter();
+        Ok(files.filter(|file| file.extension().is_some_and(|extension| extension == "unfinished")).collect())
+    };
+    let older = marks()?;
+    let running =
+        world.pghydrant.start(world.repository.arguments(&["backup"], &["--full", "--dbname", &connection]))?;
+    process::wait_until("the mark of a new backup", Duration::from_secs(30), || {
+        Ok(marks()?.iter().any(|mark| !older.contains(mark)))
+    })?;
+    running.kill()?;
+    let verified = world.pghydrant.succeed(["verify", "--repo", &world.repository.shown()])?;
+    assert!(list()?.contains("unfinished") && verified.stdout.contains("unfinished"), "{verified}");
     // The server has left backup mode with the connection, and the next one works.
     world.backup()?;
+    assert!(!list()?.contains("unfinished"), "the mark of a swept backup stays");
     world.pghydrant.succeed(["verify", "--repo", &world.repository.shown()])?;
     Ok(())
 }

@@ -102,9 +102,9 @@ impl Tree {
     /// The tree of `backup`. `owner` is shown as the owner of everything, in place of the recorded ones.
     pub fn new(backup: &Backup, owner: Option<Owner>) -> Result<Self> {
         let Backup { info, manifest, cluster } = backup;
-        let mut description = serde_json::to_vec_pretty(info)
-            .map_err(|cause| Error::io("describe", format!("backup {}", info.label), cause))?;
-        description.push(b'\n');
+        let description = info.to_json().map_err(|malformed| {
+            Error::io("describe", format!("backup {}", info.label), std::io::Error::other(malformed))
+        })?;
         let first = manifest.file_at(0)?;
         let segment_bytes = cluster.info().wal_segment_bytes;
         Ok(Self {

@@ -2,9 +2,11 @@
 
 #![no_main]
 
+use engine::checksum::Hash;
 use engine::format::backup::BackupInfo;
 use engine::format::manifest::{Group, IndexChunk, LEAF_RECORDS, Root, leaf_from_bytes, leaf_to_bytes, path};
 use engine::format::repository::{ClusterInfo, RepositoryInfo};
+use engine::format::unfinished::UnfinishedInfo;
 use engine::units::BlockSize;
 use libfuzzer_sys::fuzz_target;
 
@@ -43,11 +45,22 @@ fuzz_target!(|data: &[u8]| {
             }
         }
         _ => {
-            if let Ok(info) = RepositoryInfo::from_json(body) {
-                assert_eq!(info.to_json().and_then(|json| RepositoryInfo::from_json(&json)), Ok(info));
+            // With the checksum that the fuzzer could not guess, and without.
+            for json in [body, &sealed(body)] {
+                if let Ok(info) = RepositoryInfo::from_json(json) {
+                    assert_eq!(info.to_json().and_then(|json| RepositoryInfo::from_json(&json)), Ok(info));
+                }
+                if let Ok(info) = BackupInfo::from_json(json) {
+                    assert_eq!(info.to_json().and_then(|json| BackupInfo::from_json(&json)), Ok(info));
+                }
+                let _ = (ClusterInfo::from_json(json), UnfinishedInfo::from_json(json));
             }
-            let _ = ClusterInfo::from_json(body);
-            let _ = BackupInfo::from_json(body);
         }
     }
 });
+
+/// A readable file with the line of its checksum.
+fn sealed(before: &[u8]) -> Vec<u8> {
+    let line = format!("  \"checksum\": \"{}\"\n}}\n", Hash::of(before));
+    [before, line.as_bytes()].concat()
+}

@@ -133,10 +133,9 @@ fn the_description() -> Result<()> {
     requires!(Fuse);
     let sample = Sample::new()?;
     let mounted = sample.mount(&root(), &[])?;
-    let shown: serde_json::Value = serde_json::from_slice(&fs::read(mounted.join("backup.json"))?)?;
+    let shown = fs::read_to_string(mounted.join("backup.json"))?;
     let kept = sample.repository.join(format!("clusters/main/backups/{}.json", sample.info.label));
-    let kept: serde_json::Value = serde_json::from_slice(&fs::read(kept)?)?;
-    assert_eq!(shown["label"], sample.info.label.as_str());
-    assert_eq!(shown, kept);
+    assert!(shown.contains(sample.info.label.as_str()), "{shown}");
+    assert_eq!(shown, fs::read_to_string(kept)?);
     Ok(())
 }

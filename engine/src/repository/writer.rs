@@ -218,6 +218,8 @@ impl BackupWriter {
         if unfinished > 0 {
             return Err(Error::Refused(format!("backup {}: {unfinished} workers have not finished", self.label)));
         }
+        let Description { server, .. } = &description;
+        self.cluster.refuse_stranger(server.system_identifier, server.wal_segment_bytes)?;
         let tree = std::mem::take(&mut *lock(&self.tree));
         let Tree { groups, mut manifest_bytes, pack_bytes, mut totals } = tree;
         let (files, group_count) = (totals.files + totals.directories, groups.len() as u64);
@@ -285,7 +287,9 @@ impl BackupWriter {
             },
             totals,
         };
-        put(self.cluster.store(), &keys::backup(self.cluster.name(), &info.label), info.to_json())?;
+        // Read before it is written: what no reader would take must not be a backup.
+        let json = info.to_json().and_then(|json| BackupInfo::from_json(&json).map(|_| json));
+        put(self.cluster.store(), &keys::backup(self.cluster.name(), &info.label), json)?;
         if let Err(error) = self.cluster.store().remove(&keys::unfinished(self.cluster.name(), &info.label)) {
             // The backup exists; the next one removes the mark.
             tracing::warn!("the mark of a backup that is finished stays: {error}");

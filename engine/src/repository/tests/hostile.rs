@@ -90,3 +90,22 @@ fn a_link_in_one_group_and_a_file_below_it_in_the_next_are_found() {
     let proof = Verification::plan(&cluster, None).unwrap().run(&Counting::default()).unwrap();
     assert!(proof.findings.iter().any(|finding| finding.detail.contains("lies below")), "{:?}", proof.findings);
 }
+
+#[test]
+fn what_no_reader_would_take_does_not_become_a_backup() {
+    let directory = tempfile::tempdir().unwrap();
+    let cluster = cluster_of(&repository_in(directory.path())).unwrap();
+    let wrong: [fn(&mut Description); 3] = [
+        |description| description.server.system_identifier = SystemIdentifier(8),
+        |description| description.server.wal_segment_bytes = 1 << 24,
+        |description| description.wal.stop = Lsn(0),
+    ];
+    for change in wrong {
+        let writer = cluster.begin_backup(Parent::Full).unwrap();
+        writer.commit_group(0, &[special("base", FileKind::Directory)], Vec::new()).unwrap();
+        let mut description = description();
+        change(&mut description);
+        assert!(writer.finish(description).is_err());
+        assert_eq!(cluster.labels().unwrap(), []);
+    }
+}
