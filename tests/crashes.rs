@@ -199,7 +199,7 @@ fn an_interrupted_restore_ends_with_130_and_can_be_retried() -> Result<()> {
     let finished = running.wait()?;
     // It may have been faster than the signal.
     if finished.code != Some(0) {
-        let finished = finished.expect_code(130)?;
+        let finished = finished.expect_code(130)?.expect_stderr(&["interrupted while "])?;
         ensure!(!target.join("global/pg_control").exists(), "{finished}");
         let id = open_session(&world.pghydrant).with_context(|| format!("{finished}"))?;
         world.pghydrant.run(["retry", &id])?.expect_code(0)?;

@@ -167,7 +167,13 @@ pub(crate) fn drive(mut session: Session, context: &Context) -> anyhow::Result<E
     let id = session.journal.id.clone();
     context.output.event("session", &serde_json::json!({"session": id, "data": session.journal.plan.data()}));
     let driven = Restore::open(&mut session, context).and_then(|mut restore| restore.go_on());
-    let driven = driven.map_err(|error| unless_gone(error, &session.journal.plan));
+    let driven = driven.map_err(|error| match error.downcast_ref::<engine::Error>() {
+        Some(engine::Error::Cancelled) => {
+            let message = format!("interrupted while {}", session.journal.phase.text());
+            Failure::new(Exit::Interrupted, message).into()
+        }
+        _ => unless_gone(error, &session.journal.plan),
+    });
     driven.inspect_err(|error| session.note_failure(error)).map_err(|error| report::with_next_step(error, &session))
 }
 

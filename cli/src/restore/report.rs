@@ -1,5 +1,7 @@
 //! What the user is told: the plan, the problems, the end.
 
+use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -176,10 +178,13 @@ fn no_space(error: &anyhow::Error, session: &Session) -> Option<String> {
     if !error.chain().any(is_full) {
         return None;
     }
+    let mut devices = BTreeSet::new();
     let free = session.journal.plan.places().filter_map(|place| {
         let room = rustix::fs::statvfs(&place.path).ok()?;
         let free_bytes = room.f_bavail.saturating_mul(room.f_frsize);
-        Some(format!("{} are free on the file system of {}", human::bytes(free_bytes), place.path.display()))
+        let first = devices.insert(std::fs::metadata(&place.path).ok()?.dev());
+        let text = || format!("{} are free on the file system of {}", human::bytes(free_bytes), place.path.display());
+        first.then(text)
     });
     Some(format!("make room: {}", free.collect::<Vec<_>>().join(", ")))
 }
