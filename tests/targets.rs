@@ -110,7 +110,7 @@ fn a_paused_restore_that_somebody_promotes_by_hand_is_finished_and_not_cancelled
     let paused = Instance::running_in(&target)?;
     paused.sql("CREATE TABLE since ()")?;
     // What it holds by now is nowhere else.
-    story.world.pghydrant.fail(["cancel", &id], 2, &["has left recovery", "hint: "])?;
+    story.world.pghydrant.fail(["cancel", &id], 2, &["has left recovery", "hint: `pghydrant promote "])?;
     story.world.pghydrant.succeed(["promote", &id])?;
     let promoted = Instance::running_in(&target)?;
     assert_eq!(promoted.sql("SELECT count(*) FROM since")?, "0");

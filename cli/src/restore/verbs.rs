@@ -85,9 +85,11 @@ pub(crate) fn cancel(id: &SessionId, context: &Context) -> anyhow::Result<Exit> 
     }
     if ours && is_a_database(journal)? {
         let message = format!("session {id} has left recovery: its server is a database of its own now");
+        let waits = journal.at_target.is_some() && journal.plan.target.action != Action::Promote;
+        let verb = if waits { "promote" } else { "retry" };
         return Err(Failure::new(Exit::Usage, message)
             .hint(format!(
-                "`pghydrant retry {id}` finishes it; stop that server and remove its directory to be rid of it"
+                "`pghydrant {verb} {id}` finishes it; stop that server and remove its directory to be rid of it"
             ))
             .into());
     }
