@@ -21,8 +21,8 @@ use engine::repository::Backup;
 use pghydrant_benches::backup::{directory, file, small_files, write};
 use pghydrant_benches::pages::pages;
 
-const LARGE_BYTES: u64 = 128 << 20;
-const SMALL_FILES: usize = 3000;
+const LARGE_BYTES: u64 = 64 << 20;
+const SMALL_FILES: usize = 2000;
 const SMALL_BYTES: u64 = 8192;
 /// As a restore has it.
 const MEMORY_BYTES: usize = 128 << 20;
