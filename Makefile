@@ -10,6 +10,7 @@ help:
 	@echo "make test    every test, with real PostgreSQL, FUSE mounts and loop devices"
 	@echo "make lint    formatting and clippy, warnings are errors; the fuzz workspace too"
 	@echo "make bench   whole restores against cp -a and the device's ceiling (10 GB of free disk)"
+	@echo "make bench-parts  the parts alone, by criterion: format, copier"
 	@echo "make fuzz    each fuzz target for a minute (FUZZ_SECONDS=60)"
 	@echo "make soak    the crash test with 400 kills instead of 20 (SOAK_KILLS=400)"
 
