@@ -38,6 +38,11 @@ pub(crate) fn duration(time: Duration) -> String {
     }
 }
 
+/// `1 page`, `2 pages`; for nouns that only take an s.
+pub(crate) fn count(number: u64, noun: &str) -> String {
+    if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
+}
+
 /// `131072`, `128KiB`, `64 MiB`, `1G`: powers of 1024 whatever the spelling, as PostgreSQL has it.
 pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
     let text = text.trim();
@@ -58,6 +63,11 @@ pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_is_no_plural() {
+        assert_eq!([0, 1, 2].map(|number| count(number, "page")), ["0 pages", "1 page", "2 pages"]);
+    }
 
     #[test]
     fn sizes_are_read_as_they_are_printed() {

@@ -235,7 +235,7 @@ fn wal_text(timelines: &[Span], gaps: &[Gap], segment_bytes: u64) -> String {
     let mut text = String::new();
     for span in timelines {
         let [first, last] = [span.first, span.last].map(|segment| segment.file_name(segment_bytes));
-        let segments = if span.count == 1 { "1 segment".to_owned() } else { format!("{} segments", span.count) };
+        let segments = human::count(span.count as u64, "segment");
         text.push_str(&format!("  WAL of timeline {}: {segments}, {first} to {last}\n", span.first.timeline));
     }
     if timelines.is_empty() {

@@ -79,10 +79,10 @@ fn verify(cluster: &Cluster, only: Option<&BackupLabel>, context: &Context) -> a
         more => format!("{more} files are not what they should be"),
     };
     let mut text = format!(
-        "cluster {}: {} backups, {} WAL files, {}: {verdict}\n",
+        "cluster {}: {}, {}, {}: {verdict}\n",
         cluster.name(),
-        proof.backups,
-        proof.wal_files,
+        human::count(proof.backups, "backup"),
+        human::count(proof.wal_files, "WAL file"),
         read.text()
     );
     for island in &proof.islands {

@@ -62,8 +62,8 @@ impl Report<'_> {
         let more = bad_pages.len().saturating_sub(pages.len());
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         let message = format!(
-            "backup {label} is complete, but {} pages have wrong checksums in the cluster itself: {}{more}",
-            bad_pages.len(),
+            "backup {label} is complete, but the cluster itself has {} with a wrong checksum: {}{more}",
+            human::count(bad_pages.len() as u64, "page"),
             pages.join(", ")
         );
         let hint = "find out which relation it is with pg_filenode_relation(), and restore it from an older backup; \
