@@ -25,4 +25,5 @@ mod reboots;
 mod refusals;
 mod standby;
 mod targets;
+mod timelines;
 mod versions;

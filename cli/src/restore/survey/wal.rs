@@ -134,8 +134,11 @@ pub(super) fn wal_facts(
 ) -> anyhow::Result<WalFacts> {
     let segment_bytes = info.server.wal_segment_bytes;
     let mut end = None;
-    for (timeline, _) in pieces(path) {
-        end = archive.segments(timeline)?.last().map(|segment| segment.end(segment_bytes)).max(end);
+    for (timeline, left_at) in pieces(path) {
+        // An abandoned timeline may go on far behind the place where this path left it.
+        let on_the_path = |end: &Lsn| left_at.is_none_or(|left_at| *end <= left_at);
+        let ends = archive.segments(timeline)?.into_iter().map(|segment| segment.end(segment_bytes));
+        end = ends.filter(on_the_path).max().max(end);
     }
     let mut facts = WalFacts { end, place, ..WalFacts::default() };
     let needed = match &request.goal {
