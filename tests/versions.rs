@@ -67,6 +67,19 @@ fn backed_up_and_restored(major: u32) -> Result<()> {
     world.pghydrant.succeed(["promote", &id])?;
     let promoted = Instance::running_in(&world.target())?;
     ensure!(promoted.sql("SELECT pg_is_in_recovery()")? == "f", "PostgreSQL {major}: not promoted");
+    drop(promoted);
+    std::fs::remove_dir_all(world.target())?;
+
+    let elsewhere = format!("space={}", world.scratch.join("e").display());
+    let arguments = ["--action", "pause", "--json", "--tablespace", &elsewhere];
+    let id = session_of(&world.restore_to(&world.target(), &arguments)?.expect_code(0)?)?;
+    let paused = Instance::running_in(&world.target())?;
+    ensure!(paused.sql("SELECT pg_get_wal_replay_pause_state()")? == "paused", "PostgreSQL {major}: not paused");
+    ensure!(marks(&paused)? == "a,b,before", "PostgreSQL {major}: {} at the end of the WAL", marks(&paused)?);
+    world.pghydrant.succeed(["promote", &id])?;
+    let promoted = Instance::running_in(&world.target())?;
+    ensure!(promoted.sql("SELECT pg_is_in_recovery()")? == "f", "PostgreSQL {major}: not promoted");
+    ensure!(!world.target().join("standby.signal").exists(), "PostgreSQL {major}: standby.signal is left");
     world.pghydrant.succeed(["verify", "--repo", &world.repository.shown()])?;
     Ok(())
 }

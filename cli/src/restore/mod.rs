@@ -40,6 +40,7 @@ mod recovery;
 mod report;
 pub(crate) mod session;
 pub(crate) mod staging;
+pub(crate) mod standby;
 mod survey;
 mod target;
 pub(crate) mod verbs;

@@ -146,6 +146,19 @@ impl Restore<'_> {
                     .hint("PostgreSQL pauses only where a hot standby is active; the server runs, recovered to its target")
                     .into())
             }
+            (Outcome::Unreadable, _) => {
+                drop(step);
+                // Where it should be, and not as it should be: `promote` and `cancel` can end that.
+                self.session.journal.at_target = Some(where_);
+                self.session.save()?;
+                let id = &self.session.journal.id;
+                let message = "the server has replayed all WAL, but it is no hot standby: nobody can read it, so it is not paused as --action says";
+                Err(Failure::new(Exit::Recovery, message)
+                    .hint(format!(
+                        "a transaction with more than 64 subtransactions was open all the time; `pghydrant promote {id}` opens the server, `pghydrant cancel {id}` removes the copy"
+                    ))
+                    .into())
+            }
             (outcome, wanted) => {
                 let message = format!("the server should have been {}, and it is {}", done(wanted), state(outcome));
                 Err(recovery::failure(&message, &self.session.journal.id, &self.log()))
@@ -195,6 +208,7 @@ impl Restore<'_> {
             port: configuration.recovery_port(),
             users,
             promoting: self.session.journal.at_target.is_some(),
+            waits_at_the_end: self.plan().target.waits_at_the_end().then_some(self.plan().target.action),
             target: self.plan().target.to_string(),
         })
     }
@@ -228,6 +242,7 @@ fn state(outcome: &Outcome) -> &'static str {
         Outcome::Paused => "paused",
         Outcome::ShutDown => "shut down",
         Outcome::TooSmall(_) => "paused before its target",
+        Outcome::Unreadable => "not readable",
         Outcome::Failed(_) => "down",
     }
 }

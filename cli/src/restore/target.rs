@@ -170,6 +170,12 @@ pub(crate) struct Target {
 }
 
 impl Target {
+    /// The end of the WAL is no target to PostgreSQL, so it neither pauses nor shuts down there by itself: see
+    /// [`super::standby`].
+    pub(crate) fn waits_at_the_end(&self) -> bool {
+        self.goal == Goal::Latest && self.action != Action::Promote
+    }
+
     /// Every `recovery_target*` parameter, the unused goals first.
     pub(crate) fn settings(&self) -> Vec<Setting> {
         let (ours, value) = match &self.goal {

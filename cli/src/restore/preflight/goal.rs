@@ -23,11 +23,11 @@ impl Judge<'_> {
                 "leave --target-time out to recover to the end of the WAL",
             );
         }
-        let acts = self.request.action != Action::Promote;
-        if acts && self.request.goal == Goal::Latest && !self.request.no_start {
+        let stops = self.request.action == Action::Shutdown;
+        if stops && self.request.goal == Goal::Latest && self.request.no_start {
             self.refuse(
-                format!("PostgreSQL ignores --action {} without a recovery target", self.request.action.name()),
-                "name a target, such as --target-time, or leave --action out",
+                "started by somebody else, PostgreSQL does not shut down at the end of the WAL",
+                "name a target, such as --target-time, or leave --action or --no-start out",
             );
         }
     }
