@@ -48,7 +48,7 @@ pub(crate) struct Judgement {
 
 /// Judges everything.
 pub(crate) fn judge(request: &Request, facts: &Facts) -> Judgement {
-    let mut judge = Judge { request, facts, problems: Vec::new(), warnings: Vec::new() };
+    let mut judge = Judge { request, facts, problems: Vec::new(), warnings: Vec::new(), unproven: None };
     judge.users();
     judge.target();
     judge.server();
@@ -57,8 +57,9 @@ pub(crate) fn judge(request: &Request, facts: &Facts) -> Judgement {
     judge.room();
     judge.wal();
     judge.way();
-    let Judge { problems, warnings, .. } = judge;
+    let Judge { problems, warnings, unproven, .. } = judge;
     let plan = if problems.is_empty() { plan(request, facts) } else { None };
+    let plan = plan.map(|plan| Plan { unproven, ..plan });
     Judgement { plan, problems, warnings }
 }
 
@@ -67,6 +68,8 @@ struct Judge<'a> {
     facts: &'a Facts,
     problems: Vec<Problem>,
     warnings: Vec<String>,
+    /// See [`Plan::unproven`].
+    unproven: Option<String>,
 }
 
 impl<'a> Judge<'a> {
@@ -205,6 +208,7 @@ fn plan(request: &Request, facts: &Facts) -> Option<Plan> {
         mount_directory: request.mount_directory.clone(),
         adopt: request.adopt,
         no_start: request.no_start,
+        unproven: None,
         gap_behind: facts.wal.as_ref().is_ok_and(|wal| !wal.gaps.is_empty()),
         bytes: info.totals.bytes,
         files: info.totals.files,

@@ -52,6 +52,7 @@ pub(super) fn plan(plan: &Plan, request: &Request, context: &Context) {
         ("target", plan.target.to_string()),
         ("data directory", place(&plan.data)),
     ];
+    lines.extend(plan.unproven.iter().map(|what| ("not proven", what.clone())));
     for tablespace in &plan.tablespaces {
         lines.push(("tablespace", format!("{} in {}", tablespace.name, place(&tablespace.place))));
     }

@@ -24,6 +24,7 @@ use jiff::Timestamp;
 use super::choose::{self, Choice};
 use super::conf;
 use super::preflight::{Problem, Request};
+use super::target::Goal;
 use crate::exit::{Exit, Failure};
 use crate::postgres::binaries::Binaries;
 use crate::postgres::owner::Owner;
@@ -91,8 +92,7 @@ pub(crate) fn look(request: &Request, cluster: &Cluster) -> anyhow::Result<Facts
     let archive = cluster.wal();
     let histories = histories(&archive)?;
     let binaries = find_binaries(request.programs.as_deref(), request, &backups);
-    // For a look into the WAL other programs of the version will do as well.
-    let searcher = binaries.clone().or_else(|_| find_binaries(None, request, &backups)).ok();
+    let searcher = searcher(binaries.as_ref().ok(), request, &backups);
     let place = locate(request, &backups, &histories, &archive, searcher.as_ref());
     let found_place = place.as_ref().ok().copied().flatten();
     let choice =
@@ -102,7 +102,12 @@ pub(crate) fn look(request: &Request, cluster: &Cluster) -> anyhow::Result<Facts
     let contents = backup.as_ref().map(contents).transpose()?.unwrap_or_default();
     let wal = match (&choice, place) {
         (Ok((info, path)), Ok(place)) => {
-            wal_facts(request, info, path, place, &archive, searcher.as_ref()).map_err(|error| format!("{error:#}"))
+            let ended_by = match &request.goal {
+                Goal::Xid(xid) => choose::ended_by(&backups, info, path, *xid),
+                _ => None,
+            };
+            wal_facts(request, info, path, place, ended_by, &archive, searcher.as_ref())
+                .map_err(|error| format!("{error:#}"))
         }
         (_, Err(error)) => Err(format!("{error:#}")),
         (Err(_), Ok(_)) => Ok(WalFacts::default()),
@@ -159,6 +164,19 @@ fn find_binaries(chosen: Option<&Path>, request: &Request, backups: &[BackupInfo
     };
     let major = wanted.map(|info| info.server.version_num / 10_000);
     Binaries::find(chosen, major).map_err(|error| format!("{error:#}"))
+}
+
+/// The programs for a look into the WAL: others of the version will do as well, where the chosen ones cannot.
+fn searcher(chosen: Option<&Binaries>, request: &Request, backups: &[BackupInfo]) -> Option<Binaries> {
+    let looks = |found: &Binaries| found.has(wal::PG_WALDUMP);
+    if let Some(chosen) = chosen.filter(|found| looks(found)) {
+        return Some(chosen.clone());
+    }
+    let major = chosen.map(|found| found.version().major());
+    let other = major.and_then(|major| {
+        Binaries::installed().into_iter().find(|found| found.version().major() == major && looks(found))
+    });
+    other.or_else(|| chosen.cloned()).or_else(|| find_binaries(None, request, backups).ok())
 }
 
 /// The user who will run the instance: named, ourselves, or who owns the place.

@@ -85,6 +85,11 @@ impl Goal {
 }
 
 impl Goal {
+    /// Whether its place in the WAL is found by looking at the records.
+    pub(crate) const fn is_searched_for(&self) -> bool {
+        matches!(self, Self::Time(_) | Self::Xid(_) | Self::Name(_))
+    }
+
     /// Whether PostgreSQL can stop just before it: a restore point and the end of a backup have no "before".
     pub(crate) const fn has_a_before(&self) -> bool {
         matches!(self, Self::Time(_) | Self::Lsn(_) | Self::Xid(_))

@@ -3,6 +3,7 @@
 //! What PostgreSQL would find out at the end of its replay, hours later, is told here.
 
 use super::super::moment;
+use super::super::survey::WalFacts;
 use super::super::target::{Action, Goal};
 use super::Judge;
 
@@ -63,6 +64,9 @@ impl Judge<'_> {
                 "archive them with `pghydrant wal push`, or choose another backup or an earlier target",
             );
         }
+        if let Some(reason) = &facts.unsearchable {
+            return self.unsearchable(reason, facts, info.server.version_num / 10_000);
+        }
         let gap = facts.gaps.first().map(|segment| segment.file_name(segment_bytes));
         match (goal, gap) {
             (Goal::Latest, Some(gap)) => self.refuse(
@@ -98,6 +102,42 @@ impl Judge<'_> {
             }
             _ => {}
         }
+    }
+}
+
+impl Judge<'_> {
+    /// Where the WAL cannot be looked into. For a time that is only a proof which is missing, for a transaction that
+    /// ended before a later backup as well; a restore point's place nobody knows.
+    fn unsearchable(&mut self, reason: &str, facts: &WalFacts, major: u32) {
+        let goal = &self.request.goal;
+        match goal {
+            Goal::Time(moment) => match facts.archived {
+                Some(archived) if archived < *moment => self.refuse(
+                    format!(
+                        "time {} lies after the archived WAL, the last of which was archived at {}",
+                        moment::for_people(*moment),
+                        moment::for_people(archived)
+                    ),
+                    "leave --target-time out to recover to the end of the WAL, or archive the rest of it first",
+                ),
+                _ => self.doubt(format!("a transaction after {goal} in the archived WAL ({reason})")),
+            },
+            Goal::Xid(_) if facts.ended_by.is_some() => {
+                self.doubt(format!("the end of {goal} in the archived WAL ({reason})"));
+            }
+            _ => self.refuse(
+                format!("{goal} cannot be looked for in the WAL: {reason}"),
+                format!(
+                    "install the package that has pg_waldump (on Debian postgresql-{major}), or name its directory with --pg-bin"
+                ),
+            ),
+        }
+    }
+
+    /// What only PostgreSQL will find out.
+    fn doubt(&mut self, what: String) {
+        self.warnings.push(format!("not proven: {what}; where there is none, PostgreSQL says so after its replay"));
+        self.unproven = Some(what);
     }
 }
 
