@@ -13,8 +13,9 @@ use engine::format::backup::BackupInfo;
 use serde::Serialize;
 
 use super::plan::{Before, Place, Plan, Source, TablespacePlan, User};
-use super::survey::{Facts, Found, What};
+use super::survey::{Aim, Facts, Found, What};
 use super::target::Target;
+pub(crate) use goal::TargetJudgement;
 pub(crate) use request::Request;
 
 /// A reason not to begin, and what cures it.
@@ -48,19 +49,26 @@ pub(crate) struct Judgement {
 
 /// Judges everything.
 pub(crate) fn judge(request: &Request, facts: &Facts) -> Judgement {
-    let mut judge = Judge { request, facts, problems: Vec::new(), warnings: Vec::new(), unproven: None };
+    let mut judge = Judge { request, facts, problems: Vec::new(), warnings: Vec::new() };
+    let goal = goal::judge(request, facts.now, &facts.choice, &facts.wal);
     judge.users();
-    judge.target();
+    judge.problems.extend(goal.problems);
     judge.server();
     judge.places();
     judge.tablespaces();
     judge.room();
-    judge.wal();
     judge.way();
-    let Judge { problems, warnings, unproven, .. } = judge;
+    let Judge { problems, mut warnings, .. } = judge;
+    warnings.extend(goal.warnings);
+    let unproven = goal.unproven;
     let plan = if problems.is_empty() { plan(request, facts) } else { None };
     let plan = plan.map(|plan| Plan { unproven, ..plan });
     Judgement { plan, problems, warnings }
+}
+
+/// Judges the target alone, of a restore that moves on: everything else is decided.
+pub(crate) fn judge_target(request: &Request, aim: &Aim) -> TargetJudgement {
+    goal::judge(request, jiff::Timestamp::now(), &aim.choice, &aim.wal)
 }
 
 struct Judge<'a> {
@@ -68,8 +76,6 @@ struct Judge<'a> {
     facts: &'a Facts,
     problems: Vec<Problem>,
     warnings: Vec<String>,
-    /// See [`Plan::unproven`].
-    unproven: Option<String>,
 }
 
 impl<'a> Judge<'a> {
@@ -216,4 +222,4 @@ fn plan(request: &Request, facts: &Facts) -> Option<Plan> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -433,7 +433,9 @@ pub(crate) fn failure(reason: &str, id: &SessionId, log: &Path) -> anyhow::Error
     let early = reason.contains("requested recovery stop point is before consistent recovery point");
     let fault = reason.contains(" from archive").then(|| fetch_fault(log)).flatten();
     let hint = if missed {
-        format!("the archived WAL ends before the target; `pghydrant cancel {id}`, then restore to an earlier one")
+        format!(
+            "the archived WAL ends before the target; `pghydrant retarget {id}` takes it to the end of the WAL, `pghydrant cancel {id}` removes the copy"
+        )
     } else if early {
         format!("`pghydrant cancel {id}`, then choose an earlier backup with --backup")
     } else {

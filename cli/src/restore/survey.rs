@@ -88,30 +88,9 @@ const INCLUDES_MAX: usize = 100;
 
 /// Looks at everything.
 pub(crate) fn look(request: &Request, cluster: &Cluster) -> anyhow::Result<Facts> {
-    let backups = descriptions(cluster, request.backup.as_ref())?;
-    let archive = cluster.wal();
-    let histories = histories(&archive)?;
-    let binaries = find_binaries(request.programs.as_deref(), request, &backups);
-    let searcher = searcher(binaries.as_ref().ok(), request, &backups);
-    let place = locate(request, &backups, &histories, &archive, searcher.as_ref());
-    let found_place = place.as_ref().ok().copied().flatten();
-    let choice =
-        choose::choose(&backups, request.backup.as_ref(), request.timeline, &request.goal, found_place, &histories)
-            .map(|Choice { backup, path }| (backup.clone(), path));
+    let Aim { binaries, choice, wal, .. } = aim(request, cluster)?;
     let backup = choice.as_ref().ok().map(|(info, _)| cluster.backup(&info.label)).transpose()?;
     let contents = backup.as_ref().map(contents).transpose()?.unwrap_or_default();
-    let wal = match (&choice, place) {
-        (Ok((info, path)), Ok(place)) => {
-            let ended_by = match &request.goal {
-                Goal::Xid(xid) => choose::ended_by(&backups, info, path, *xid),
-                _ => None,
-            };
-            wal_facts(request, info, path, place, ended_by, &archive, searcher.as_ref())
-                .map_err(|error| format!("{error:#}"))
-        }
-        (_, Err(error)) => Err(format!("{error:#}")),
-        (Err(_), Ok(_)) => Ok(WalFacts::default()),
-    };
     let owner = owner(request, choice.as_ref().ok().map(|(info, _)| info));
     let tablespaces = choice.as_ref().ok().map(|(info, _)| request.tablespace_directories(info)).unwrap_or_default();
     let directories =
@@ -138,6 +117,43 @@ pub(crate) fn look(request: &Request, cluster: &Cluster) -> anyhow::Result<Facts
         port,
         fuse: crate::mount::fuse_usable(),
     })
+}
+
+/// What was seen of the target and of the way there.
+#[derive(Debug)]
+pub(crate) struct Aim {
+    pub(crate) binaries: Result<Binaries, String>,
+    /// The programs that look into the WAL.
+    pub(crate) searcher: Option<Binaries>,
+    pub(crate) choice: Result<(BackupInfo, History), Problem>,
+    pub(crate) wal: Result<WalFacts, String>,
+}
+
+/// Looks at the target, the backup that leads to it, and the WAL all the way.
+pub(crate) fn aim(request: &Request, cluster: &Cluster) -> anyhow::Result<Aim> {
+    let backups = descriptions(cluster, request.backup.as_ref())?;
+    let archive = cluster.wal();
+    let histories = histories(&archive)?;
+    let binaries = find_binaries(request.programs.as_deref(), request, &backups);
+    let searcher = searcher(binaries.as_ref().ok(), request, &backups);
+    let place = locate(request, &backups, &histories, &archive, searcher.as_ref());
+    let found_place = place.as_ref().ok().copied().flatten();
+    let choice =
+        choose::choose(&backups, request.backup.as_ref(), request.timeline, &request.goal, found_place, &histories)
+            .map(|Choice { backup, path }| (backup.clone(), path));
+    let wal = match (&choice, place) {
+        (Ok((info, path)), Ok(place)) => {
+            let ended_by = match &request.goal {
+                Goal::Xid(xid) => choose::ended_by(&backups, info, path, *xid),
+                _ => None,
+            };
+            wal_facts(request, info, path, place, ended_by, &archive, searcher.as_ref())
+                .map_err(|error| format!("{error:#}"))
+        }
+        (_, Err(error)) => Err(format!("{error:#}")),
+        (Err(_), Ok(_)) => Ok(WalFacts::default()),
+    };
+    Ok(Aim { binaries, searcher, choice, wal })
 }
 
 /// The backups there are. A damaged one is a reason to refuse, but not where the user has named another.

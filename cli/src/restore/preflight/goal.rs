@@ -2,24 +2,62 @@
 //!
 //! What PostgreSQL would find out at the end of its replay, hours later, is told here.
 
+use engine::format::backup::BackupInfo;
+use engine::wal::history::History;
+use jiff::Timestamp;
+
 use super::super::moment;
 use super::super::survey::WalFacts;
 use super::super::target::{Action, Goal};
-use super::Judge;
+use super::{Problem, Request};
+
+/// What is to be said about a target.
+#[derive(Debug, Default)]
+pub(crate) struct TargetJudgement {
+    pub(crate) problems: Vec<Problem>,
+    pub(crate) warnings: Vec<String>,
+    /// See [`super::Plan::unproven`].
+    pub(crate) unproven: Option<String>,
+}
+
+/// Judges the target, and the WAL all the way to it.
+pub(super) fn judge(
+    request: &Request,
+    now: Timestamp,
+    choice: &Result<(BackupInfo, History), Problem>,
+    wal: &Result<WalFacts, String>,
+) -> TargetJudgement {
+    let mut judge = Judge { request, now, choice, wal, judgement: TargetJudgement::default() };
+    judge.target();
+    judge.wal();
+    judge.judgement
+}
+
+struct Judge<'a> {
+    request: &'a Request,
+    now: Timestamp,
+    choice: &'a Result<(BackupInfo, History), Problem>,
+    wal: &'a Result<WalFacts, String>,
+    judgement: TargetJudgement,
+}
 
 impl Judge<'_> {
-    pub(super) fn target(&mut self) {
-        if let Err(problem) = &self.facts.choice {
+    fn refuse(&mut self, what: impl Into<String>, hint: impl Into<String>) {
+        self.judgement.problems.push(Problem::new(what, hint));
+    }
+
+    fn target(&mut self) {
+        if let Err(problem) = self.choice {
             self.refuse(problem.what.clone(), problem.hint.clone());
         }
         if let Goal::Time(moment) = &self.request.goal
-            && *moment > self.facts.now
+            && *moment > self.now
         {
             self.refuse(
                 format!(
                     "time {} is in the future: it is {} now",
                     moment::for_people(*moment),
-                    moment::for_people(whole_second(self.facts.now))
+                    moment::for_people(whole_second(self.now))
                 ),
                 "leave --target-time out to recover to the end of the WAL",
             );
@@ -33,9 +71,9 @@ impl Judge<'_> {
         }
     }
 
-    pub(super) fn wal(&mut self) {
-        let Some(info) = self.backup() else { return };
-        let facts = match &self.facts.wal {
+    fn wal(&mut self) {
+        let Ok((info, _)) = self.choice else { return };
+        let facts = match self.wal {
             Ok(facts) => facts,
             Err(refusal) => {
                 return self
@@ -77,7 +115,7 @@ impl Judge<'_> {
                 let reached = facts
                     .last_transaction
                     .is_some_and(|last| last > *moment || (self.request.exclusive && last == *moment));
-                if !reached && *moment <= self.facts.now {
+                if !reached && *moment <= self.now {
                     let last = facts.last_transaction.map_or_else(|| "none".to_owned(), moment::for_people);
                     let place = gap.map_or_else(
                         || "in the archived WAL".to_owned(),
@@ -136,11 +174,13 @@ impl Judge<'_> {
 
     /// What only PostgreSQL will find out.
     fn doubt(&mut self, what: String) {
-        self.warnings.push(format!("not proven: {what}; where there is none, PostgreSQL says so after its replay"));
-        self.unproven = Some(what);
+        self.judgement
+            .warnings
+            .push(format!("not proven: {what}; where there is none, PostgreSQL says so after its replay"));
+        self.judgement.unproven = Some(what);
     }
 }
 
-fn whole_second(moment: jiff::Timestamp) -> jiff::Timestamp {
-    jiff::Timestamp::from_second(moment.as_second()).unwrap_or(moment)
+fn whole_second(moment: Timestamp) -> Timestamp {
+    Timestamp::from_second(moment.as_second()).unwrap_or(moment)
 }

@@ -37,6 +37,10 @@ fn request() -> Request {
     }
 }
 
+pub(in crate::restore) fn request_for(goal: Goal, exclusive: bool) -> Request {
+    Request { goal, exclusive, ..request() }
+}
+
 fn found(path: &str) -> (PathBuf, Found) {
     let nearest = Path::new(path).parent().unwrap_or(Path::new("/")).to_owned();
     let file_system = FileSystem { device: 1, free_bytes: 10 << 30, free_inodes: 1000, counts_inodes: true };

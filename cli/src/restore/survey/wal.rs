@@ -16,6 +16,7 @@ use jiff::Timestamp;
 use super::super::choose::{self, Choice, Histories};
 use super::super::preflight::Request;
 use super::super::target::Goal;
+use super::Aim;
 use crate::postgres::binaries::Binaries;
 use crate::postgres::waldump::{self, Event, Kind};
 
@@ -191,6 +192,20 @@ pub(super) fn wal_facts(
         Goal::Latest | Goal::Lsn(_) | Goal::Immediate => {}
     }
     Ok(facts)
+}
+
+impl Aim {
+    /// The commit time of the last transaction before a place, where the WAL can be looked into.
+    pub(in crate::restore) fn time_before(
+        &self,
+        archive: &WalArchive,
+        info: &BackupInfo,
+        path: &History,
+        until: Lsn,
+    ) -> anyhow::Result<Option<Timestamp>> {
+        let Some(searcher) = self.searcher.as_ref().filter(|found| found.has(PG_WALDUMP)) else { return Ok(None) };
+        last_transaction(archive, searcher, path, info.wal.start, Some(until), info.server.wal_segment_bytes)
+    }
 }
 
 /// The commit time of the last transaction before `until`, looked for backwards, a few segments at a time.
