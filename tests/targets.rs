@@ -1,9 +1,11 @@
 //! Every kind of recovery target and action, checked by what must be there and what must not.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::support::json::find_all;
 use crate::support::process::wait_until;
+use crate::support::repository::Damage;
 use crate::support::*;
 
 /// Marks a, b, c in transactions of their own after a backup, with a restore point before c; all of it archived.
@@ -223,6 +225,47 @@ fn a_restore_that_waits_at_the_end_of_the_wal_survives_a_crash_of_pghydrant() ->
         }
         world.pghydrant.run(["cancel", &id])?.expect_code(0).with_context(what)?;
     }
+    Ok(())
+}
+
+/// A backup whose last WAL went missing after preflight had seen it: a standby waits there, and is not consistent.
+#[test]
+fn a_standby_that_waits_before_the_end_of_the_backup_is_not_taken_for_one_at_the_end() -> Result<()> {
+    requires!(Postgres, Fuse);
+    let world = World::new(1)?;
+    world.mark("before")?;
+    let (dbname, target) = (world.cluster.connection_string(), world.target());
+    let mut backup = world.pghydrant.start(world.repository.arguments(&["backup"], &["--dbname", &dbname]))?;
+    let mut switches = 0;
+    while backup.try_status()?.is_none() {
+        world.cluster.sql("SELECT pg_logical_emit_message(false, 'test', 'x'); SELECT pg_switch_wal()")?;
+        switches += 1;
+    }
+    backup.wait()?.expect_code(0)?;
+    world.cluster.archive_wal()?;
+    let (to, port) = (target.display().to_string(), cluster::free_port()?.to_string());
+    let arguments = ["--to", &to, "--port", &port, "--action", "shutdown"];
+    let mut running = world.pghydrant.start(world.repository.arguments(&["restore"], &arguments))?;
+    running.wait_for_output("configure", |seen| seen.lines().any(|line| line.starts_with("  configure ")))?;
+    let killed = running.kill()?;
+    let history = world.repository.file(|path| path.ends_with(".backup"))?;
+    let first = history.file_name().and_then(|name| name.to_str()?.get(..24)).unwrap_or_default().to_owned();
+    let later = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        path.starts_with("clusters/main/wal") && name.len() == 24 && name > first
+    };
+    let later: Vec<PathBuf> = world.repository.files()?.into_iter().filter(later).collect();
+    ensure!(!first.is_empty() && later.len() > 1, "{switches} switches, {later:?} after \"{first}\"\n{killed}");
+    let mends: Result<Vec<_>> =
+        later.iter().map(|path| Damage::Deleted.inflict(&world.repository.path().join(path))).collect();
+    let mends = mends?;
+    let id = open_session(&world.pghydrant)?;
+    world.pghydrant.fail(["retry", &id], 5, &["ends before the end of the backup", "hint: "])?;
+    drop(mends);
+    world.pghydrant.succeed(["retry", &id])?;
+    ensure!(!target.join("postmaster.pid").exists(), "it runs");
+    world.pghydrant.succeed(["promote", &id])?;
+    assert_eq!(marks(&Instance::running_in(&target)?)?, "before");
     Ok(())
 }
 

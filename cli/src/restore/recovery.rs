@@ -238,6 +238,10 @@ fn verdict(seen: &Seen<'_>) -> Option<Outcome> {
                 AtEnd::Told if seen.paused && seen.in_recovery == Some(true) => return Some(Outcome::Paused),
                 AtEnd::Readable => return Some(Outcome::Paused),
                 AtEnd::Unreadable => return Some(Outcome::Unreadable),
+                AtEnd::Inconsistent => {
+                    let reason = "the archived WAL ends before the end of the backup: the data are not consistent";
+                    return Some(Outcome::Failed(reason.to_owned()));
+                }
                 AtEnd::NotYet | AtEnd::Told => {}
             }
             if log.pausing && seen.in_recovery != Some(false) && (seen.paused || seen.in_recovery.is_none()) {

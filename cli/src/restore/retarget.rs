@@ -117,13 +117,14 @@ fn refuse_unless_it_waits(session: &Session) -> anyhow::Result<()> {
     }
     claim::look(journal)?;
     let instance = recover::instance(plan)?;
+    let waits = journal.at_target.is_some() && plan.target.action != Action::Promote;
     if claim::has_left_recovery(plan, &instance)? {
+        let verb = if waits { "promote" } else { "retry" };
         return refuse(
             "has left recovery: its server is a database of its own now",
-            format!("`pghydrant promote {id}` finishes it; a new restore reaches another target"),
+            format!("`pghydrant {verb} {id}` finishes it; a new restore reaches another target"),
         );
     }
-    let waits = journal.at_target.is_some() && plan.target.action != Action::Promote;
     if !waits && instance.condition()? != Condition::Down {
         return refuse("is still on its way, and its server runs", verbs::retry_hint(id));
     }

@@ -14,6 +14,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use engine::units::Lsn;
 use engine::wal::name::WalFile;
 
 use super::staging;
@@ -89,6 +90,8 @@ pub(super) enum AtEnd {
     Readable,
     /// It is no hot standby: nobody can read it.
     Unreadable,
+    /// The end of the backup is not among what there is.
+    Inconsistent,
 }
 
 /// The watch over a standby that is to wait at the end of the WAL.
@@ -114,6 +117,9 @@ impl Vigil {
                 client.batch("SELECT pg_wal_replay_resume()")?;
             }
             return Ok(AtEnd::NotYet);
+        }
+        if self.since.is_none() && instance.control()?.backup_start != Lsn(0) {
+            return Ok(AtEnd::Inconsistent);
         }
         let since = *self.since.get_or_insert_with(Instant::now);
         match (self.action, look.client) {
