@@ -23,6 +23,7 @@ mod live;
 mod mount;
 mod reboots;
 mod refusals;
+mod retarget;
 mod standby;
 mod targets;
 mod timelines;

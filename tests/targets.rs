@@ -1,9 +1,11 @@
 //! Every kind of recovery target and action, checked by what must be there and what must not.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::support::json::find_all;
 use crate::support::process::wait_until;
+use crate::support::repository::Damage;
 use crate::support::*;
 
 /// Marks a, b, c in transactions of their own after a backup, with a restore point before c; all of it archived.
@@ -154,6 +156,171 @@ fn a_restore_that_shuts_down_at_its_target_is_promoted_by_its_id() -> Result<()>
     let promoted = Instance::running_in(&story.world.target())?;
     assert_eq!(marks(&promoted)?, "a,b,before");
     story.settings_are_gone(&promoted)
+}
+
+/// PostgreSQL has no target at the end of the WAL to pause at: a standby waits there.
+#[test]
+fn a_restore_to_the_end_of_the_wal_waits_there_until_it_is_promoted() -> Result<()> {
+    requires!(Postgres, Fuse);
+    let story = Story::tell()?;
+    let (world, target) = (&story.world, story.world.target());
+    let plan = world.restore_to(&target, &["--action", "pause", "--plan"])?.expect_code(0)?;
+    assert!(plan.stdout.contains("pause, readable, until `pghydrant promote`"), "{plan}");
+
+    let id = session_of(&world.restore_to(&target, &["--action", "pause", "--json"])?.expect_code(0)?)?;
+    let paused = Instance::running_in(&target)?;
+    assert_eq!(paused.sql("SELECT pg_is_in_recovery(), pg_get_wal_replay_pause_state()")?, "t|paused");
+    assert_eq!(marks(&paused)?, "a,b,before,c");
+    ensure!(target.join("standby.signal").exists() && !target.join("recovery.signal").exists(), "the signal files");
+    ensure!(!target.join("pg_wal/pghydrant.staging").exists(), "the staging directory is left");
+    world.pghydrant.succeed(["promote", &id])?;
+    let promoted = Instance::running_in(&target)?;
+    assert_eq!(promoted.sql("SELECT pg_is_in_recovery()")?, "f");
+    assert_eq!(marks(&promoted)?, "a,b,before,c");
+    ensure!(!target.join("standby.signal").exists(), "standby.signal is left");
+    story.settings_are_gone(&promoted)?;
+    drop(promoted);
+    std::fs::remove_dir_all(&target)?;
+
+    let id = session_of(&world.restore_to(&target, &["--action", "shutdown", "--json"])?.expect_code(0)?)?;
+    ensure!(!target.join("postmaster.pid").exists(), "it runs");
+    let sessions = world.pghydrant.succeed(["sessions"])?;
+    assert!(sessions.stdout.contains("shut down at its target"), "{sessions}");
+    world.pghydrant.succeed(["promote", &id])?;
+    let promoted = Instance::running_in(&target)?;
+    assert_eq!(marks(&promoted)?, "a,b,before,c");
+    ensure!(!target.join("standby.signal").exists(), "standby.signal is left");
+    story.settings_are_gone(&promoted)?;
+    drop(promoted);
+    std::fs::remove_dir_all(&target)?;
+
+    let id = session_of(&world.restore_to(&target, &["--action", "pause", "--json"])?.expect_code(0)?)?;
+    world.pghydrant.succeed(["cancel", &id])?;
+    ensure!(!target.exists(), "something is left");
+    let refused = world.restore_to(&target, &["--action", "shutdown", "--no-start"])?.expect_code(3)?;
+    refused.expect_stderr(&["PostgreSQL does not shut down at the end of the WAL", "hint: "])?;
+    Ok(())
+}
+
+#[test]
+fn a_restore_that_waits_at_the_end_of_the_wal_survives_a_crash_of_pghydrant() -> Result<()> {
+    requires!(Postgres, Fuse);
+    let story = Story::tell()?;
+    let (world, target) = (&story.world, story.world.target());
+    let (to, port) = (target.display().to_string(), cluster::free_port()?.to_string());
+    for (step, action) in [("start", "pause"), ("recover", "pause"), ("recover", "shutdown")] {
+        let arguments = ["--to", &to, "--port", &port, "--action", action];
+        let mut running = world.pghydrant.start(world.repository.arguments(&["restore"], &arguments))?;
+        running.wait_for_output(step, |seen| seen.lines().any(|line| line.starts_with(&format!("  {step} "))))?;
+        let killed = running.kill()?;
+        let what = || format!("killed after {step}, {action}\n{killed}");
+        let id = open_session(&world.pghydrant).with_context(what)?;
+        // It may have come to its target just before.
+        if !world.pghydrant.succeed(["sessions", "--json"])?.stdout.contains("\"at_target\":\"") {
+            world.pghydrant.run(["retry", &id])?.expect_code(0).with_context(what)?;
+        }
+        match action {
+            "pause" => ensure!(marks(&Instance::running_in(&target)?)? == "a,b,before,c", "{}", what()),
+            _ => ensure!(!target.join("postmaster.pid").exists(), "{}", what()),
+        }
+        world.pghydrant.run(["cancel", &id])?.expect_code(0).with_context(what)?;
+    }
+    Ok(())
+}
+
+/// A backup whose last WAL went missing after preflight had seen it: a standby waits there, and is not consistent.
+#[test]
+fn a_standby_that_waits_before_the_end_of_the_backup_is_not_taken_for_one_at_the_end() -> Result<()> {
+    requires!(Postgres, Fuse);
+    let world = World::new(1)?;
+    world.mark("before")?;
+    let (dbname, target) = (world.cluster.connection_string(), world.target());
+    let mut backup = world.pghydrant.start(world.repository.arguments(&["backup"], &["--dbname", &dbname]))?;
+    let mut switches = 0;
+    while backup.try_status()?.is_none() {
+        world.cluster.sql("SELECT pg_logical_emit_message(false, 'test', 'x'); SELECT pg_switch_wal()")?;
+        switches += 1;
+    }
+    backup.wait()?.expect_code(0)?;
+    world.cluster.archive_wal()?;
+    let (to, port) = (target.display().to_string(), cluster::free_port()?.to_string());
+    let arguments = ["--to", &to, "--port", &port, "--action", "shutdown"];
+    let mut running = world.pghydrant.start(world.repository.arguments(&["restore"], &arguments))?;
+    running.wait_for_output("configure", |seen| seen.lines().any(|line| line.starts_with("  configure ")))?;
+    let killed = running.kill()?;
+    let history = world.repository.file(|path| path.ends_with(".backup"))?;
+    let first = history.file_name().and_then(|name| name.to_str()?.get(..24)).unwrap_or_default().to_owned();
+    let later = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        path.starts_with("clusters/main/wal") && name.len() == 24 && name > first
+    };
+    let later: Vec<PathBuf> = world.repository.files()?.into_iter().filter(later).collect();
+    ensure!(!first.is_empty() && later.len() > 1, "{switches} switches, {later:?} after \"{first}\"\n{killed}");
+    let mends: Result<Vec<_>> =
+        later.iter().map(|path| Damage::Deleted.inflict(&world.repository.path().join(path))).collect();
+    let mends = mends?;
+    let id = open_session(&world.pghydrant)?;
+    world.pghydrant.fail(["retry", &id], 5, &["ends before the end of the backup", "hint: "])?;
+    drop(mends);
+    world.pghydrant.succeed(["retry", &id])?;
+    ensure!(!target.join("postmaster.pid").exists(), "it runs");
+    world.pghydrant.succeed(["promote", &id])?;
+    assert_eq!(marks(&Instance::running_in(&target)?)?, "before");
+    Ok(())
+}
+
+/// `hot_standby = off` turns PostgreSQL's pause into a shutdown.
+#[test]
+fn a_pause_is_kept_where_the_original_allows_no_hot_standby() -> Result<()> {
+    requires!(Postgres, Fuse);
+    let world = World::with(1, &[], &["hot_standby = off"])?;
+    world.backup()?;
+    world.mark("a")?;
+    world.cluster.sql("SELECT pg_create_restore_point('after_a')")?;
+    world.cluster.archive_wal()?;
+    for arguments in [&["--target-name", "after_a"][..], &[]] {
+        let arguments = [arguments, &["--action", "pause", "--json"]].concat();
+        let id = session_of(&world.restore_to(&world.target(), &arguments)?.expect_code(0)?)?;
+        let paused = Instance::running_in(&world.target())?;
+        ensure!(paused.sql("SELECT pg_get_wal_replay_pause_state()")? == "paused", "{arguments:?}");
+        ensure!(marks(&paused)? == "a", "{arguments:?}");
+        world.pghydrant.succeed(["cancel", &id])?;
+    }
+    Ok(())
+}
+
+/// A transaction with more subtransactions than a standby is told of, open from the backup to the end.
+#[test]
+fn a_pause_that_nobody_can_look_into_is_a_failure() -> Result<()> {
+    requires!(Postgres, Fuse);
+    let world = World::new(1)?;
+    world.mark("before")?;
+    let savepoints: String =
+        (0..70).map(|number| format!("SAVEPOINT s{number}; INSERT INTO marks (name) VALUES ('{number}'); ")).collect();
+    let script = format!("BEGIN; {savepoints} SELECT 'open' FROM pg_sleep(600)");
+    let _open = world.cluster.client("psql")?.args(["-XAtq", "-c", &script]).start()?;
+    wait_until("the transaction", Duration::from_secs(30), || {
+        Ok(world.cluster.number("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'")? == 1)
+    })?;
+    world.backup()?;
+    world.mark("a")?;
+    world.cluster.sql("SELECT pg_create_restore_point('after_a')")?;
+    world.mark("b")?;
+    world.cluster.archive_wal()?;
+    let target = world.target();
+    let restored = world.restore_to(&target, &["--action", "pause"])?.expect_code(5)?;
+    restored.expect_stderr(&["no hot standby", "hint: ", "pghydrant promote "])?;
+    let id = open_session(&world.pghydrant)?;
+    world.pghydrant.succeed(["promote", &id])?;
+    let promoted = Instance::running_in(&target)?;
+    assert_eq!(marks(&promoted)?, "a,b,before");
+    drop(promoted);
+    std::fs::remove_dir_all(&target)?;
+
+    let restored = world.restore_to(&target, &["--action", "pause", "--target-name", "after_a"])?.expect_code(5)?;
+    restored.expect_stderr(&["promoted instead of pausing", "hint: "])?;
+    assert_eq!(marks(&Instance::running_in(&target)?)?, "a,before");
+    Ok(())
 }
 
 #[test]

@@ -1,8 +1,10 @@
 //! Every supported major version: backup, WAL, restore.
 //!
-//! The builds for the tests have `initdb`, `pg_ctl` and `postgres` only. What needs `pg_waldump` (times, restore points
-//! and transactions behind a backup), `pg_amcheck`, `pg_checksums` or `pg_verifybackup` is proven on PostgreSQL 15;
+//! The builds for the tests have `initdb`, `pg_ctl` and `postgres` only. What needs `pg_waldump` (restore points and
+//! transactions behind a backup), `pg_amcheck`, `pg_checksums` or `pg_verifybackup` is proven on PostgreSQL 15;
 //! `psql` and `pgbench` are 15's too, which speak to all of them.
+
+use std::time::Duration;
 
 use crate::support::json::find_text;
 use crate::support::*;
@@ -23,13 +25,23 @@ fn backed_up_and_restored(major: u32) -> Result<()> {
     ensure!(find_text(&first, "label") != find_text(&second, "label"), "one backup only");
     world.mark("a")?;
     let lsn = world.cluster.sql("SELECT pg_current_wal_insert_lsn()")?;
-    world.mark("b")?;
+    // Commit times have microseconds; a target between two of them needs a moment.
+    std::thread::sleep(Duration::from_millis(50));
+    let time = world.cluster.sql("SELECT clock_timestamp()")?;
+    std::thread::sleep(Duration::from_millis(50));
+    let xid = world.mark("b")?;
+    let late = world.cluster.sql("SELECT clock_timestamp()")?;
+    // When a segment was archived is known to the second.
+    std::thread::sleep(Duration::from_millis(1100));
     world.cluster.archive_wal()?;
     let balance = "SELECT sum(abalance) = (SELECT sum(delta) FROM pgbench_history) FROM pgbench_accounts";
 
-    for (target, expected) in
-        [(&[][..], "a,b,before"), (&["--target-immediate"], "before"), (&["--target-lsn", &lsn], "a,before")]
-    {
+    for (target, expected) in [
+        (&[][..], "a,b,before"),
+        (&["--target-immediate"], "before"),
+        (&["--target-lsn", &lsn], "a,before"),
+        (&["--target-time", &time], "a,before"),
+    ] {
         let elsewhere = world.scratch.join("space-restored");
         let remapped = format!("space={}", elsewhere.display());
         let restored = world.restore(&[target, &["--tablespace", &remapped]].concat())?;
@@ -67,7 +79,57 @@ fn backed_up_and_restored(major: u32) -> Result<()> {
     world.pghydrant.succeed(["promote", &id])?;
     let promoted = Instance::running_in(&world.target())?;
     ensure!(promoted.sql("SELECT pg_is_in_recovery()")? == "f", "PostgreSQL {major}: not promoted");
+    drop(promoted);
+    std::fs::remove_dir_all(world.target())?;
+    what_cannot_be_proven_is_told(&world, major, &late, &xid)?;
+
+    let elsewhere = format!("space={}", world.scratch.join("e").display());
+    let arguments = ["--action", "pause", "--json", "--tablespace", &elsewhere];
+    let id = session_of(&world.restore_to(&world.target(), &arguments)?.expect_code(0)?)?;
+    let paused = Instance::running_in(&world.target())?;
+    ensure!(paused.sql("SELECT pg_get_wal_replay_pause_state()")? == "paused", "PostgreSQL {major}: not paused");
+    ensure!(marks(&paused)? == "a,b,before", "PostgreSQL {major}: {} at the end of the WAL", marks(&paused)?);
+    world.pghydrant.succeed(["promote", &id])?;
+    let promoted = Instance::running_in(&world.target())?;
+    ensure!(promoted.sql("SELECT pg_is_in_recovery()")? == "f", "PostgreSQL {major}: not promoted");
+    ensure!(!world.target().join("standby.signal").exists(), "PostgreSQL {major}: standby.signal is left");
     world.pghydrant.succeed(["verify", "--repo", &world.repository.shown()])?;
+    Ok(())
+}
+
+/// Where there is no `pg_waldump`, nobody knows before the replay whether a transaction behind a time is in the WAL; the
+/// end of a transaction is known to lie before a later backup. With it, all is known.
+fn what_cannot_be_proven_is_told(world: &World, major: u32, late: &str, xid: &str) -> Result<()> {
+    let target = world.target();
+    let elsewhere = format!("space={}", world.scratch.join("u").display());
+    let restore = |arguments: &[&str]| world.restore_to(&target, &[arguments, &["--tablespace", &elsewhere]].concat());
+    let known = tools::postgres_bin_of(major).is_some_and(|bin| bin.join("pg_waldump").is_file());
+    if known {
+        restore(&["--target-time", late])?.expect_code(3)?.expect_stderr(&["is not before the last transaction"])?;
+        return Ok(());
+    }
+    let plan = restore(&["--target-time", late, "--plan"])?.expect_code(0)?;
+    ensure!(plan.stdout.contains("not proven") && plan.stderr.contains("pg_waldump is missing"), "{plan}");
+    let missed = restore(&["--target-time", late])?.expect_code(5)?;
+    missed.expect_stderr(&["recovery ended before configured recovery target was reached", "hint: "])?;
+    // The copy is good, and has replayed everything: what it could not reach is no reason to copy again.
+    let id = open_session(&world.pghydrant)?;
+    world.pghydrant.succeed(["retarget", &id, "--action", "pause"])?;
+    let paused = Instance::running_in(&target)?;
+    ensure!(marks(&paused)? == "a,b,before", "PostgreSQL {major}: moved on to {}", marks(&paused)?);
+    world.pghydrant.succeed(["cancel", &id])?;
+    for goal in [["--target-name", "x"], ["--target-xid", xid]] {
+        let refused = restore(&goal)?.expect_code(3)?;
+        refused
+            .expect_stderr(&["cannot be looked for in the WAL: pg_waldump is missing", "hint: install the package"])?;
+    }
+    world.backup()?;
+    let restored = restore(&["--target-xid", xid])?.expect_code(0)?.expect_stderr(&["not proven: the end of "])?;
+    let instance = Instance::running_in(&target)?;
+    ensure!(marks(&instance)? == "a,b,before", "PostgreSQL {major}: {}\n{restored}", marks(&instance)?);
+    drop(instance);
+    std::fs::remove_dir_all(&target)?;
+    std::fs::remove_dir_all(world.scratch.join("u"))?;
     Ok(())
 }
 

@@ -45,6 +45,8 @@ pub(crate) enum Verb {
     Cancel(sessions::SessionArguments),
     /// End the recovery of a session that was paused or shut down at its target
     Promote(sessions::SessionArguments),
+    /// Move a session that was paused or shut down at its target on to a later one
+    Retarget(restore::retarget::Arguments),
     /// Read every block of backups and their WAL and check it
     Verify(verify::Arguments),
     /// What this machine lacks, with the command that cures it
@@ -74,6 +76,7 @@ impl Verb {
             Self::Restore(arguments) => arguments.output.json,
             Self::Sessions(arguments) => arguments.output.json,
             Self::Retry(arguments) | Self::Cancel(arguments) | Self::Promote(arguments) => arguments.output.json,
+            Self::Retarget(arguments) => arguments.output.json,
             Self::Verify(arguments) => arguments.output.json,
             Self::Doctor(arguments) => arguments.output.json,
         }

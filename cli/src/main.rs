@@ -84,6 +84,7 @@ fn dispatch(verb: &Verb, context: &Context) -> anyhow::Result<Exit> {
         Verb::Retry(arguments) => sessions::retry(arguments, context),
         Verb::Cancel(arguments) => sessions::cancel(arguments, context),
         Verb::Promote(arguments) => sessions::promote(arguments, context),
+        Verb::Retarget(arguments) => restore::retarget::run(arguments, context),
         Verb::Verify(arguments) => verify::run(arguments, context),
         Verb::Doctor(arguments) => doctor::run(arguments, context),
         Verb::Demo(arguments) => demo::run(arguments, context),

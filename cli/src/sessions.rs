@@ -1,4 +1,4 @@
-//! The verbs on sessions: `sessions`, `retry`, `cancel`, `promote`.
+//! The verbs on sessions: `sessions`, `retry`, `cancel`, `promote`; `retarget` stands in [`crate::restore::retarget`].
 
 use engine::units::SessionId;
 

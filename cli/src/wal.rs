@@ -12,7 +12,7 @@ use engine::wal::{Fetched, Pushed, WalArchive};
 use crate::context::Context;
 use crate::exit::{Exit, Failure};
 use crate::options::{ClusterOption, RepositoryOption};
-use crate::restore::{marker, staging};
+use crate::restore::{marker, staging, standby};
 
 /// Options of `wal push`.
 #[derive(clap::Args, Debug)]
@@ -58,6 +58,7 @@ pub(crate) fn fetch(arguments: &FetchArguments, context: &Context) -> anyhow::Re
     match archive.fetch(&arguments.name, &arguments.path)? {
         Fetched::Delivered => Ok(Exit::Done),
         Fetched::Absent => {
+            standby::note_absence(&beside(&arguments.path, staging::DIRECTORY), &arguments.name);
             tracing::info!("{} is not in the archive", arguments.name);
             Ok(Exit::NoSuchSegment)
         }

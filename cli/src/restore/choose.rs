@@ -133,6 +133,13 @@ fn before_its_end(info: &BackupInfo, goal: &Goal, place: Option<Lsn>) -> Option<
     }
 }
 
+/// The end of the first later backup on the path by whose snapshot a transaction had ended: it ends before that.
+pub(crate) fn ended_by(backups: &[BackupInfo], first: &BackupInfo, path: &History, xid: u64) -> Option<Lsn> {
+    let later = backups.iter().filter(|info| info.wal.stop > first.wal.stop);
+    let mut on_path = later.filter(|info| path.includes(info.wal.timeline, info.wal.stop));
+    on_path.find(|info| is_finished(&info.snapshot, xid)).map(|info| info.wal.stop)
+}
+
 /// The end of a backup by the server's clock: its fraction where it was recorded, else the whole second after.
 fn end_of(info: &BackupInfo) -> Timestamp {
     let whole = || Timestamp::from_second(info.stopped_unix.saturating_add(1)).unwrap_or(Timestamp::MAX);
@@ -220,6 +227,19 @@ pub(super) mod tests {
             let picked = chosen(&backups, TimelineChoice::Latest, &Goal::Xid(xid), &Histories::new());
             assert_eq!(picked.is_ok(), possible, "{xid}");
         }
+    }
+
+    #[test]
+    fn a_transaction_that_ended_between_two_backups_is_in_the_wal_between_them() {
+        let mut backups = [backup("a", 1, 0x1000, 1000), backup("b", 1, 0x2000, 2000), backup("c", 2, 0x3000, 3000)];
+        backups[1].snapshot.xmin = 200;
+        backups[1].snapshot.xmax = 200;
+        backups[2].snapshot = backups[1].snapshot.clone();
+        let path = History::root(Timeline(1));
+        assert_eq!(ended_by(&backups, &backups[0], &path, 150), Some(Lsn(0x2000)));
+        assert_eq!(ended_by(&backups, &backups[0], &path, 200), None, "not yet begun at the later backup");
+        assert_eq!(ended_by(&backups[..1], &backups[0], &path, 150), None);
+        assert_eq!(ended_by(&backups, &backups[1], &path, 150), None, "the later one is on another timeline");
     }
 
     #[test]

@@ -50,11 +50,11 @@ pub(super) fn is_ours(journal: &Journal) -> anyhow::Result<bool> {
     Ok(marked(&journal.plan)?.as_ref() == Some(&journal.id))
 }
 
-/// The server ended recovery, and may have stopped since: `recovery.signal` is gone and `pg_control` is a primary's.
+/// The server ended recovery, and may have stopped since: its signal file is gone and `pg_control` is a primary's.
 pub(super) fn has_left_recovery(plan: &Plan, instance: &Instance) -> anyhow::Result<bool> {
     use crate::postgres::control::State;
     let primary = matches!(instance.control()?.state, State::InProduction | State::ShutDown);
-    Ok(primary && !plan.data().join("recovery.signal").exists())
+    Ok(primary && !super::standby::is_signalled(plan.data()))
 }
 
 fn marked(plan: &Plan) -> anyhow::Result<Option<engine::units::SessionId>> {

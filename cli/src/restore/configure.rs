@@ -33,6 +33,7 @@ use super::conf::{self, Setting};
 use super::files;
 use super::plan::Plan;
 use super::session::Journal;
+use super::standby::{RECOVERY_SIGNAL, STANDBY_SIGNAL};
 use crate::postgres::binaries::Binaries;
 use crate::postgres::owner::Owner;
 
@@ -63,8 +64,6 @@ const KEPT: &str = "kept settings";
 const KEPT_WHY: &str = "Chosen for this copy, and what keeps it out of the original's directories.";
 const ISOLATED: &str = "isolated copy";
 const FIRST_START: &str = "first start";
-/// Says to PostgreSQL that it recovers from an archive; PostgreSQL removes it at the end of recovery.
-const SIGNAL: &str = "recovery.signal";
 
 /// What a copy must not do beside its original.
 const ISOLATION: [(&str, &str); 3] =
@@ -92,7 +91,7 @@ impl<'a> Configuration<'a> {
         Self { plan, id, backup, restore_command: restore_command(program, plan), raised }
     }
 
-    /// Edits the files for the recovery and puts `recovery.signal` in place. Can be done again after a crash anywhere
+    /// Edits the files for the recovery and puts its signal file in place. Can be done again after a crash anywhere
     /// in it.
     pub(crate) fn begin(&self, binaries: &Binaries, owner: &Owner) -> anyhow::Result<Originals> {
         self.undo()?;
@@ -127,7 +126,7 @@ impl<'a> Configuration<'a> {
         let why = "Only until the server has left recovery; `pghydrant restore` takes it out again.\n\
                    Until then a start of this server recovers to this target.";
         self.write(CONF, &conf::with_block(&original_conf, &self.stamp(), why, &recovery))?;
-        self.write(SIGNAL, b"")?;
+        self.signal()?;
         Ok(originals)
     }
 
@@ -135,6 +134,7 @@ impl<'a> Configuration<'a> {
     /// and a directory for the socket, which a reboot may have taken.
     pub(crate) fn prepare_start(&self) -> anyhow::Result<()> {
         self.make_socket_directory()?;
+        self.signal()?;
         let settings = self.recovery_settings()?;
         let names: Vec<&str> = settings.iter().map(|setting| setting.name.as_str()).collect();
         if let Some(auto) = files::read(&self.plan.data().join(AUTO))? {
@@ -195,8 +195,19 @@ impl<'a> Configuration<'a> {
         }
         let why = "For the first start. Without recovery.signal, which PostgreSQL removes, they say nothing.";
         self.write(AUTO, &conf::with_block(&auto, FIRST_START, why, &settings))?;
-        self.write(SIGNAL, b"")?;
+        self.signal()?;
         Ok(elsewhere.into_iter().next())
+    }
+
+    /// Says to PostgreSQL that it recovers from an archive, and whether it opens at the end. It removes both files when
+    /// it has left recovery; where both are there, it is a standby.
+    fn signal(&self) -> anyhow::Result<()> {
+        let (ours, other) = match self.plan.target.waits_at_the_end() {
+            true => (STANDBY_SIGNAL, RECOVERY_SIGNAL),
+            false => (RECOVERY_SIGNAL, STANDBY_SIGNAL),
+        };
+        self.write(ours, b"")?;
+        Ok(engine::io::durable::remove_durably(&self.plan.data().join(other))?)
     }
 
     /// Where the socket is while the server recovers.
@@ -305,6 +316,10 @@ impl<'a> Configuration<'a> {
         if self.backup.server.version_num >= 140_000 {
             // Before it recovers, PostgreSQL syncs every file, one by one. Ours are durable; one call covers the rest.
             settings.push(Setting::new("recovery_init_sync_method", "syncfs"));
+        }
+        if self.plan.target.waits_at_the_end() {
+            // How soon it asks again for what was not there, and does what it was told meanwhile.
+            settings.push(Setting::new("wal_retrieve_retry_interval", "500ms"));
         }
         settings.extend(self.raised.iter().map(|(name, value)| Setting::new(name, value)));
         settings.extend(self.no_reading_ahead());

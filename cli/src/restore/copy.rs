@@ -42,7 +42,9 @@ impl Restore<'_> {
         }
         if self.session.journal.phase >= Phase::Recovering {
             take_away_leftover(&self.session.journal)?;
-            return Ok(None);
+            if !self.session.journal.moves_on {
+                return Ok(None);
+            }
         }
         let step = self.context.output.step("mount");
         let plan = self.plan();

@@ -13,7 +13,7 @@
 //! report     what was done, how long each step took, the bottleneck         report
 //! ```
 //!
-//! [`drive`] is this list. It is also what `retry` and `promote` call: each step asks the journal ([`session`])
+//! [`drive`] is this list. It is also what `retry`, `promote` and `retarget` call: each step asks the journal ([`session`])
 //! whether it is done, and every step can be done again. So there is one way through a restore, whether it was
 //! interrupted or not.
 //!
@@ -38,8 +38,10 @@ mod preflight;
 mod recover;
 mod recovery;
 mod report;
+pub(crate) mod retarget;
 pub(crate) mod session;
 pub(crate) mod staging;
+pub(crate) mod standby;
 mod survey;
 mod target;
 pub(crate) mod verbs;
@@ -246,12 +248,7 @@ impl Arguments {
     fn request(&self, context: &Context) -> anyhow::Result<Request> {
         let usage = |message: String| Failure::new(Exit::Usage, message);
         let goal = Goal::of(&self.goals, Timestamp::now(), &TimeZone::system()).map_err(usage)?;
-        if self.target_exclusive && !goal.has_a_before() {
-            let message = format!("--target-exclusive says nothing about {goal}");
-            return Err(Failure::new(Exit::Usage, message)
-                .hint("it goes with --target-time, --target-lsn and --target-xid")
-                .into());
-        }
+        goal.refuse_empty_before(self.target_exclusive)?;
         let absolute = |path: &PathBuf| std::path::absolute(path);
         let backup = self.backup.as_deref().filter(|label| *label != "latest");
         let backup: Option<BackupLabel> = backup.map(str::parse).transpose().map_err(usage)?;

@@ -80,6 +80,9 @@ pub(crate) struct Plan {
     /// The archive has a gap somewhere behind the target, and goes on after it.
     #[serde(default)]
     pub(crate) gap_behind: bool,
+    /// What could not be proven beforehand, and PostgreSQL will find out.
+    #[serde(default)]
+    pub(crate) unproven: Option<String>,
     pub(crate) bytes: u64,
     pub(crate) files: u64,
 }

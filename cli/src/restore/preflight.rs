@@ -13,8 +13,9 @@ use engine::format::backup::BackupInfo;
 use serde::Serialize;
 
 use super::plan::{Before, Place, Plan, Source, TablespacePlan, User};
-use super::survey::{Facts, Found, What};
+use super::survey::{Aim, Facts, Found, What};
 use super::target::Target;
+pub(crate) use goal::TargetJudgement;
 pub(crate) use request::Request;
 
 /// A reason not to begin, and what cures it.
@@ -49,17 +50,25 @@ pub(crate) struct Judgement {
 /// Judges everything.
 pub(crate) fn judge(request: &Request, facts: &Facts) -> Judgement {
     let mut judge = Judge { request, facts, problems: Vec::new(), warnings: Vec::new() };
+    let goal = goal::judge(request, facts.now, &facts.choice, &facts.wal);
     judge.users();
-    judge.target();
+    judge.problems.extend(goal.problems);
     judge.server();
     judge.places();
     judge.tablespaces();
     judge.room();
-    judge.wal();
     judge.way();
-    let Judge { problems, warnings, .. } = judge;
+    let Judge { problems, mut warnings, .. } = judge;
+    warnings.extend(goal.warnings);
+    let unproven = goal.unproven;
     let plan = if problems.is_empty() { plan(request, facts) } else { None };
+    let plan = plan.map(|plan| Plan { unproven, ..plan });
     Judgement { plan, problems, warnings }
+}
+
+/// Judges the target alone, of a restore that moves on: everything else is decided.
+pub(crate) fn judge_target(request: &Request, aim: &Aim) -> TargetJudgement {
+    goal::judge(request, jiff::Timestamp::now(), &aim.choice, &aim.wal)
 }
 
 struct Judge<'a> {
@@ -205,6 +214,7 @@ fn plan(request: &Request, facts: &Facts) -> Option<Plan> {
         mount_directory: request.mount_directory.clone(),
         adopt: request.adopt,
         no_start: request.no_start,
+        unproven: None,
         gap_behind: facts.wal.as_ref().is_ok_and(|wal| !wal.gaps.is_empty()),
         bytes: info.totals.bytes,
         files: info.totals.files,
@@ -212,4 +222,4 @@ fn plan(request: &Request, facts: &Facts) -> Option<Plan> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
+use engine::units::Lsn;
+
 use super::Restore;
 use super::claim;
 use super::configure::Configuration;
@@ -14,6 +16,7 @@ use super::target::Action;
 use crate::exit::{Exit, Failure};
 use crate::mount::SessionMount;
 use crate::postgres::binaries::Binaries;
+use crate::postgres::control::State;
 use crate::postgres::instance::{Condition, Instance, StopMode};
 use crate::postgres::owner::Owner;
 
@@ -53,6 +56,10 @@ impl Restore<'_> {
     /// Starts the server, or finds the one that runs, and watches it until it has done something.
     fn recover_once(&mut self, mount: Option<&SessionMount>) -> anyhow::Result<Recovered> {
         let mut instance = instance(self.plan())?;
+        if self.session.journal.moves_on && !claim::has_left_recovery(self.plan(), &instance)? {
+            // The target is read at the start.
+            instance.stop(StopMode::Fast, STOP_PATIENCE)?;
+        }
         let running = instance.condition()? != Condition::Down;
         let promoting = self.session.journal.at_target.is_some();
         // Of a server that runs already, the whole log tells; one that starts now has nothing in it yet.
@@ -67,7 +74,12 @@ impl Restore<'_> {
             let time = step.done(&format!("process {}", file.pid));
             self.session.note_step("start", time.as_secs_f64(), format!("process {}", file.pid));
         }
-        let stager = self.stage(mount)?;
+        if self.session.journal.moves_on {
+            self.session.journal.moves_on = false;
+            self.session.save()?;
+        }
+        let start = self.replay_start(&instance)?;
+        let stager = self.stage(mount, start)?;
         if running && promoting {
             self.promote(&instance)?;
         }
@@ -89,7 +101,7 @@ impl Restore<'_> {
             return Ok(recovered);
         }
         // A promotion replays nothing that it would be fair to call a rate.
-        let replayed = || recovery::replay_rate(self.backup.info.wal.start, recovered.position.lsn, began.elapsed());
+        let replayed = || recovery::replay_rate(start, recovered.position.lsn, began.elapsed());
         let replayed = if promoting { None } else { replayed() };
         let mut detail = recovered.stopped_at.clone().unwrap_or_else(|| "to the end of the WAL".to_owned());
         detail = format!("{detail}; at {}", recovered.position);
@@ -146,6 +158,19 @@ impl Restore<'_> {
                     .hint("PostgreSQL pauses only where a hot standby is active; the server runs, recovered to its target")
                     .into())
             }
+            (Outcome::Unreadable, _) => {
+                drop(step);
+                // Where it should be, and not as it should be: `promote` and `cancel` can end that.
+                self.session.journal.at_target = Some(where_);
+                self.session.save()?;
+                let id = &self.session.journal.id;
+                let message = "the server has replayed all WAL, but it is no hot standby: nobody can read it, so it is not paused as --action says";
+                Err(Failure::new(Exit::Recovery, message)
+                    .hint(format!(
+                        "a transaction with more than 64 subtransactions was open all the time; `pghydrant promote {id}` opens the server, `pghydrant cancel {id}` removes the copy"
+                    ))
+                    .into())
+            }
             (outcome, wanted) => {
                 let message = format!("the server should have been {}, and it is {}", done(wanted), state(outcome));
                 Err(recovery::failure(&message, &self.session.journal.id, &self.log()))
@@ -158,13 +183,21 @@ impl Restore<'_> {
         self.plan().data().join(LOG)
     }
 
-    fn stage(&self, mount: Option<&SessionMount>) -> anyhow::Result<Option<Stager>> {
+    /// Where the replay begins: a server that recovered before goes on at its last restart point.
+    fn replay_start(&self, instance: &Instance) -> anyhow::Result<Lsn> {
+        let control = instance.control()?;
+        let again = matches!(control.state, State::ShutDownInRecovery | State::InArchiveRecovery);
+        let start = self.backup.info.wal.start;
+        Ok(if again { start.max(control.redo) } else { start })
+    }
+
+    fn stage(&self, mount: Option<&SessionMount>, start: Lsn) -> anyhow::Result<Option<Stager>> {
         let plan = self.plan();
         let archive = self.backup.cluster.wal();
         let path = archive
             .history(plan.target.timeline)?
             .unwrap_or_else(|| engine::wal::history::History::root(plan.target.timeline));
-        let segments = staging::segments(&archive, &path, self.backup.info.wal.start)?;
+        let segments = staging::segments(&archive, &path, start)?;
         let feed = match mount {
             Some(mount) => Feed::Mount(mount.mountpoint().join("wal"), archive),
             None => Feed::Archive(archive),
@@ -180,10 +213,6 @@ impl Restore<'_> {
         log_start: u64,
     ) -> anyhow::Result<Watch<'b>> {
         let configuration = self.configuration()?;
-        let recorded = self.backup.info.server.settings.get("bootstrap_superuser").cloned();
-        let mut users: Vec<String> = recorded.into_iter().collect();
-        users.extend([self.plan().owner.name.clone(), self.backup.info.server.owner.clone(), "postgres".to_owned()]);
-        users.dedup();
         Ok(Watch {
             context: self.context,
             instance,
@@ -193,10 +222,20 @@ impl Restore<'_> {
             log_start,
             socket_directory: configuration.socket_directory(),
             port: configuration.recovery_port(),
-            users,
+            users: self.users(),
             promoting: self.session.journal.at_target.is_some(),
+            waits_at_the_end: self.plan().target.waits_at_the_end().then_some(self.plan().target.action),
             target: self.plan().target.to_string(),
         })
+    }
+
+    /// Who may be the bootstrap superuser, to log in as.
+    pub(super) fn users(&self) -> Vec<String> {
+        let recorded = self.backup.info.server.settings.get("bootstrap_superuser").cloned();
+        let mut users: Vec<String> = recorded.into_iter().collect();
+        users.extend([self.plan().owner.name.clone(), self.backup.info.server.owner.clone(), "postgres".to_owned()]);
+        users.dedup();
+        users
     }
 
     /// The configuration of this restore.
@@ -228,6 +267,7 @@ fn state(outcome: &Outcome) -> &'static str {
         Outcome::Paused => "paused",
         Outcome::ShutDown => "shut down",
         Outcome::TooSmall(_) => "paused before its target",
+        Outcome::Unreadable => "not readable",
         Outcome::Failed(_) => "down",
     }
 }

@@ -1,7 +1,7 @@
 //! Watching a server that recovers, until it has done something: promoted, paused, shut down, or died.
 //!
-//! What the server did is read from what it left behind, never from what it was told: `recovery.signal` (which it
-//! removes at the end of recovery), `pg_control`, `postmaster.pid`, its log and, where a login is possible, SQL through
+//! What the server did is read from what it left behind, never from what it was told: `recovery.signal` or
+//! `standby.signal` (which it removes at the end of recovery), `pg_control`, `postmaster.pid`, its log and, where a login is possible, SQL through
 //! the private socket. [`verdict`] decides from these alone and is pure.
 //!
 //! Traps that this file steps around:
@@ -16,11 +16,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use engine::units::{Lsn, SessionId, Timeline};
-use engine::wal::name::WalFile;
+use engine::wal::name::{SegmentName, WalFile};
 use serde::Serialize;
 
 use super::conf::Setting;
 use super::staging::Stager;
+use super::standby::{self, AtEnd, Look, Vigil};
+use super::target::Action;
 
 use crate::context::Context;
 use crate::exit::{Exit, Failure};
@@ -54,6 +56,8 @@ pub(crate) enum Outcome {
     ShutDown,
     /// Paused before its target: a hot standby needs at least this value of this setting.
     TooSmall(Setting),
+    /// Waits at the end of the WAL, and nobody can read it.
+    Unreadable,
     /// Died, or stopped somewhere else.
     Failed(String),
 }
@@ -95,6 +99,8 @@ pub(crate) struct Watch<'a> {
     pub(crate) users: Vec<String>,
     /// The server waited at its target and was asked to leave recovery.
     pub(crate) promoting: bool,
+    /// What a standby is told to do at the end of the WAL.
+    pub(crate) waits_at_the_end: Option<Action>,
     /// Shown beside the position.
     pub(crate) target: String,
 }
@@ -107,6 +113,8 @@ impl Watch<'_> {
         let mut position = Position::default();
         let mut told = Instant::now();
         let paused_since = Instant::now();
+        let data = self.instance.data_directory();
+        let mut vigil = self.waits_at_the_end.map(|action| Vigil::new(action, data, self.segment_bytes));
         loop {
             if self.context.interrupted() {
                 self.instance.stop(StopMode::Fast, STOP_PATIENCE)?;
@@ -116,7 +124,11 @@ impl Watch<'_> {
             let sql = login.look(self);
             words.read_on();
             self.tell_stager(&words.facts);
-            let seen = self.look(sql.as_ref(), &words.facts)?;
+            let at_end = match &mut vigil {
+                Some(vigil) => self.keep(vigil, sql.as_ref(), &login, &words.facts)?,
+                None => AtEnd::NotYet,
+            };
+            let seen = Seen { at_end, ..self.look(sql.as_ref(), &words.facts)? };
             if let Some(sql) = sql {
                 position = Position { lsn: sql.lsn.or(position.lsn), time: sql.time.or(position.time) };
             } else if words.facts.lsn > position.lsn {
@@ -139,7 +151,7 @@ impl Watch<'_> {
 
     fn look<'b>(&self, sql: Option<&Answer>, log: &'b Facts) -> anyhow::Result<Seen<'b>> {
         let condition = self.instance.condition()?;
-        let signal = self.instance.data_directory().join("recovery.signal").exists();
+        let signal = standby::is_signalled(self.instance.data_directory());
         // While the server starts, the file may be between two versions of itself: read again at the next look.
         let state = self.instance.control()?.state;
         let reason = match condition {
@@ -152,15 +164,35 @@ impl Watch<'_> {
             state,
             in_recovery: sql.map(|sql| sql.in_recovery),
             paused: sql.is_some_and(|sql| sql.paused),
+            at_end: AtEnd::NotYet,
             log,
             reason,
         })
     }
 
+    /// The watch for the end of the WAL, where a standby is told what to do.
+    fn keep(&self, vigil: &mut Vigil, sql: Option<&Answer>, login: &Login, log: &Facts) -> anyhow::Result<AtEnd> {
+        let Condition::Up(status) = self.instance.condition()? else { return Ok(vigil.last()) };
+        // It paused by itself, and is started again with what it lacks.
+        if log.too_small.is_some() {
+            return Ok(AtEnd::NotYet);
+        }
+        let restored = self.restored(log).map(|segment| (segment.number, log.segment_times));
+        let paused = sql.is_some_and(|sql| sql.paused);
+        vigil.look(self.instance, &Look { restored, status, paused, client: login.client.as_ref() })
+    }
+
     fn tell_stager(&self, log: &Facts) {
-        let segment = log.segment.as_ref().and_then(|name| WalFile::parse(name, self.segment_bytes));
-        if let (Some(stager), Some(WalFile::Segment(segment))) = (self.stager, segment) {
+        if let (Some(stager), Some(segment)) = (self.stager, self.restored(log)) {
             stager.restored(segment);
+        }
+    }
+
+    /// The segment that the server has restored last.
+    fn restored(&self, log: &Facts) -> Option<SegmentName> {
+        match WalFile::parse(log.segment.as_ref()?, self.segment_bytes)? {
+            WalFile::Segment(segment) => Some(segment),
+            _ => None,
         }
     }
 
@@ -180,13 +212,15 @@ impl Watch<'_> {
 #[derive(Clone, Debug)]
 struct Seen<'a> {
     condition: Condition,
-    /// `recovery.signal` is there.
+    /// `recovery.signal` or `standby.signal` is there.
     signal: bool,
     state: State,
     /// By SQL.
     in_recovery: Option<bool>,
     /// By SQL: `pg_get_wal_replay_pause_state()` is `paused`.
     paused: bool,
+    /// A standby at the end of the WAL.
+    at_end: AtEnd,
     log: &'a Facts,
     /// The log's last `FATAL`, where the server is down.
     reason: Option<String>,
@@ -200,6 +234,16 @@ fn verdict(seen: &Seen<'_>) -> Option<Outcome> {
             if let Some(setting) = &log.too_small {
                 return Some(Outcome::TooSmall(setting.clone()));
             }
+            match seen.at_end {
+                AtEnd::Told if seen.paused && seen.in_recovery == Some(true) => return Some(Outcome::Paused),
+                AtEnd::Readable => return Some(Outcome::Paused),
+                AtEnd::Unreadable => return Some(Outcome::Unreadable),
+                AtEnd::Inconsistent => {
+                    let reason = "the archived WAL ends before the end of the backup: the data are not consistent";
+                    return Some(Outcome::Failed(reason.to_owned()));
+                }
+                AtEnd::NotYet | AtEnd::Told => {}
+            }
             if log.pausing && seen.in_recovery != Some(false) && (seen.paused || seen.in_recovery.is_none()) {
                 return Some(Outcome::Paused);
             }
@@ -209,7 +253,9 @@ fn verdict(seen: &Seen<'_>) -> Option<Outcome> {
             };
             (left && !seen.signal).then_some(Outcome::Promoted)
         }
-        Condition::Down if seen.state == State::ShutDownInRecovery && log.shut_down_at_target => {
+        Condition::Down
+            if seen.state == State::ShutDownInRecovery && (log.shut_down_at_target || seen.at_end == AtEnd::Told) =>
+        {
             Some(Outcome::ShutDown)
         }
         Condition::Down if !seen.signal && matches!(seen.state, State::InProduction | State::ShutDown) => {
@@ -303,6 +349,8 @@ struct Facts {
     expects_too_small: bool,
     new_timeline: Option<Timeline>,
     segment: Option<String>,
+    /// How many times in a row it was restored.
+    segment_times: u32,
     lsn: Option<Lsn>,
 }
 
@@ -317,7 +365,9 @@ impl Facts {
             self.stopped_at = Some(format!("recovery stopping {rest}"));
         }
         if let Some(rest) = after("LOG:  restored log file \"") {
-            self.segment = rest.split('"').next().map(str::to_owned);
+            let segment = rest.split('"').next().map(str::to_owned);
+            self.segment_times = if segment == self.segment { self.segment_times + 1 } else { 1 };
+            self.segment = segment;
         }
         if let Some(rest) = after("current LSN: ") {
             self.lsn = rest.parse().ok().or(self.lsn);
@@ -387,7 +437,9 @@ pub(crate) fn failure(reason: &str, id: &SessionId, log: &Path) -> anyhow::Error
     let early = reason.contains("requested recovery stop point is before consistent recovery point");
     let fault = reason.contains(" from archive").then(|| fetch_fault(log)).flatten();
     let hint = if missed {
-        format!("the archived WAL ends before the target; `pghydrant cancel {id}`, then restore to an earlier one")
+        format!(
+            "the archived WAL ends before the target; `pghydrant retarget {id}` takes it to the end of the WAL, `pghydrant cancel {id}` removes the copy"
+        )
     } else if early {
         format!("`pghydrant cancel {id}`, then choose an earlier backup with --backup")
     } else {
@@ -436,7 +488,16 @@ mod tests {
     }
 
     fn seen(condition: Condition, state: State, log: &Facts) -> Seen<'_> {
-        Seen { condition, signal: true, state, in_recovery: None, paused: false, log, reason: None }
+        Seen {
+            condition,
+            signal: true,
+            state,
+            in_recovery: None,
+            paused: false,
+            at_end: AtEnd::NotYet,
+            log,
+            reason: None,
+        }
     }
 
     #[test]

@@ -52,6 +52,7 @@ pub(super) fn plan(plan: &Plan, request: &Request, context: &Context) {
         ("target", plan.target.to_string()),
         ("data directory", place(&plan.data)),
     ];
+    lines.extend(plan.unproven.iter().map(|what| ("not proven", what.clone())));
     for tablespace in &plan.tablespaces {
         lines.push(("tablespace", format!("{} in {}", tablespace.name, place(&tablespace.place))));
     }
@@ -123,7 +124,7 @@ pub(super) fn waiting(session: &Session, socket: &Path, port: u16, context: &Con
     let paused = journal.plan.target.action == Action::Pause;
     let state = if paused { "paused" } else { "shut down" };
     let mut text = format!(
-        "{}\nrestored {} to {}: {state} at its target\n`pghydrant promote {id}` ends recovery, `pghydrant cancel {id}` removes the copy",
+        "{}\nrestored {} to {}: {state} at its target\n`pghydrant promote {id}` ends recovery, `pghydrant retarget {id} --target-…` moves it on, `pghydrant cancel {id}` removes the copy",
         steps(journal, context),
         journal.plan.backup,
         journal.plan.data().display()

@@ -82,6 +82,9 @@ pub(crate) struct Journal {
     pub(crate) plan: Plan,
     /// The server paused or shut down at its target and waits for `promote`: where it says that it stopped.
     pub(crate) at_target: Option<String>,
+    /// The target was moved on, and the server may still run with the one before.
+    #[serde(default)]
+    pub(crate) moves_on: bool,
     /// Settings that were raised for the recovery: the original raised them after the backup.
     #[serde(default)]
     pub(crate) raised: std::collections::BTreeMap<String, String>,
@@ -188,6 +191,7 @@ impl Store {
             phase: Phase::Copying,
             plan,
             at_target: None,
+            moves_on: false,
             raised: std::collections::BTreeMap::new(),
             originals: None,
             mount: None,

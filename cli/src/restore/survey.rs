@@ -24,6 +24,7 @@ use jiff::Timestamp;
 use super::choose::{self, Choice};
 use super::conf;
 use super::preflight::{Problem, Request};
+use super::target::Goal;
 use crate::exit::{Exit, Failure};
 use crate::postgres::binaries::Binaries;
 use crate::postgres::owner::Owner;
@@ -87,26 +88,9 @@ const INCLUDES_MAX: usize = 100;
 
 /// Looks at everything.
 pub(crate) fn look(request: &Request, cluster: &Cluster) -> anyhow::Result<Facts> {
-    let backups = descriptions(cluster, request.backup.as_ref())?;
-    let archive = cluster.wal();
-    let histories = histories(&archive)?;
-    let binaries = find_binaries(request.programs.as_deref(), request, &backups);
-    // For a look into the WAL other programs of the version will do as well.
-    let searcher = binaries.clone().or_else(|_| find_binaries(None, request, &backups)).ok();
-    let place = locate(request, &backups, &histories, &archive, searcher.as_ref());
-    let found_place = place.as_ref().ok().copied().flatten();
-    let choice =
-        choose::choose(&backups, request.backup.as_ref(), request.timeline, &request.goal, found_place, &histories)
-            .map(|Choice { backup, path }| (backup.clone(), path));
+    let Aim { binaries, choice, wal, .. } = aim(request, cluster)?;
     let backup = choice.as_ref().ok().map(|(info, _)| cluster.backup(&info.label)).transpose()?;
     let contents = backup.as_ref().map(contents).transpose()?.unwrap_or_default();
-    let wal = match (&choice, place) {
-        (Ok((info, path)), Ok(place)) => {
-            wal_facts(request, info, path, place, &archive, searcher.as_ref()).map_err(|error| format!("{error:#}"))
-        }
-        (_, Err(error)) => Err(format!("{error:#}")),
-        (Err(_), Ok(_)) => Ok(WalFacts::default()),
-    };
     let owner = owner(request, choice.as_ref().ok().map(|(info, _)| info));
     let tablespaces = choice.as_ref().ok().map(|(info, _)| request.tablespace_directories(info)).unwrap_or_default();
     let directories =
@@ -135,6 +119,43 @@ pub(crate) fn look(request: &Request, cluster: &Cluster) -> anyhow::Result<Facts
     })
 }
 
+/// What was seen of the target and of the way there.
+#[derive(Debug)]
+pub(crate) struct Aim {
+    pub(crate) binaries: Result<Binaries, String>,
+    /// The programs that look into the WAL.
+    pub(crate) searcher: Option<Binaries>,
+    pub(crate) choice: Result<(BackupInfo, History), Problem>,
+    pub(crate) wal: Result<WalFacts, String>,
+}
+
+/// Looks at the target, the backup that leads to it, and the WAL all the way.
+pub(crate) fn aim(request: &Request, cluster: &Cluster) -> anyhow::Result<Aim> {
+    let backups = descriptions(cluster, request.backup.as_ref())?;
+    let archive = cluster.wal();
+    let histories = histories(&archive)?;
+    let binaries = find_binaries(request.programs.as_deref(), request, &backups);
+    let searcher = searcher(binaries.as_ref().ok(), request, &backups);
+    let place = locate(request, &backups, &histories, &archive, searcher.as_ref());
+    let found_place = place.as_ref().ok().copied().flatten();
+    let choice =
+        choose::choose(&backups, request.backup.as_ref(), request.timeline, &request.goal, found_place, &histories)
+            .map(|Choice { backup, path }| (backup.clone(), path));
+    let wal = match (&choice, place) {
+        (Ok((info, path)), Ok(place)) => {
+            let ended_by = match &request.goal {
+                Goal::Xid(xid) => choose::ended_by(&backups, info, path, *xid),
+                _ => None,
+            };
+            wal_facts(request, info, path, place, ended_by, &archive, searcher.as_ref())
+                .map_err(|error| format!("{error:#}"))
+        }
+        (_, Err(error)) => Err(format!("{error:#}")),
+        (Err(_), Ok(_)) => Ok(WalFacts::default()),
+    };
+    Ok(Aim { binaries, searcher, choice, wal })
+}
+
 /// The backups there are. A damaged one is a reason to refuse, but not where the user has named another.
 fn descriptions(cluster: &Cluster, named: Option<&BackupLabel>) -> anyhow::Result<Vec<BackupInfo>> {
     let mut infos = Vec::new();
@@ -159,6 +180,19 @@ fn find_binaries(chosen: Option<&Path>, request: &Request, backups: &[BackupInfo
     };
     let major = wanted.map(|info| info.server.version_num / 10_000);
     Binaries::find(chosen, major).map_err(|error| format!("{error:#}"))
+}
+
+/// The programs for a look into the WAL: others of the version will do as well, where the chosen ones cannot.
+fn searcher(chosen: Option<&Binaries>, request: &Request, backups: &[BackupInfo]) -> Option<Binaries> {
+    let looks = |found: &Binaries| found.has(wal::PG_WALDUMP);
+    if let Some(chosen) = chosen.filter(|found| looks(found)) {
+        return Some(chosen.clone());
+    }
+    let major = chosen.map(|found| found.version().major());
+    let other = major.and_then(|major| {
+        Binaries::installed().into_iter().find(|found| found.version().major() == major && looks(found))
+    });
+    other.or_else(|| chosen.cloned()).or_else(|| find_binaries(None, request, backups).ok())
 }
 
 /// The user who will run the instance: named, ourselves, or who owns the place.

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::conf::Setting;
 use super::moment;
+use crate::exit::{Exit, Failure};
 
 /// `MAXFNAMELEN - 1`: longer names are refused by `pg_create_restore_point` as well.
 const NAME_BYTES_MAX: usize = 63;
@@ -85,6 +86,32 @@ impl Goal {
 }
 
 impl Goal {
+    /// Whether its place in the WAL is found by looking at the records.
+    pub(crate) const fn is_searched_for(&self) -> bool {
+        matches!(self, Self::Time(_) | Self::Xid(_) | Self::Name(_))
+    }
+
+    /// `--target-exclusive` where there is no "before".
+    pub(crate) fn refuse_empty_before(&self, exclusive: bool) -> anyhow::Result<()> {
+        if !exclusive || self.has_a_before() {
+            return Ok(());
+        }
+        let message = format!("--target-exclusive says nothing about {self}");
+        Err(Failure::new(Exit::Usage, message).hint("it goes with --target-time, --target-lsn and --target-xid").into())
+    }
+
+    /// The option that asks for it.
+    pub(crate) fn option(&self) -> String {
+        match self {
+            Self::Latest => String::new(),
+            Self::Time(moment) => format!("--target-time '{}'", moment::for_people(*moment)),
+            Self::Lsn(lsn) => format!("--target-lsn {lsn}"),
+            Self::Xid(xid) => format!("--target-xid {xid}"),
+            Self::Name(name) => format!("--target-name '{}'", name.replace('\'', r"'\''")),
+            Self::Immediate => "--target-immediate".to_owned(),
+        }
+    }
+
     /// Whether PostgreSQL can stop just before it: a restore point and the end of a backup have no "before".
     pub(crate) const fn has_a_before(&self) -> bool {
         matches!(self, Self::Time(_) | Self::Lsn(_) | Self::Xid(_))
@@ -170,6 +197,12 @@ pub(crate) struct Target {
 }
 
 impl Target {
+    /// The end of the WAL is no target to PostgreSQL, so it neither pauses nor shuts down there by itself: see
+    /// [`super::standby`].
+    pub(crate) fn waits_at_the_end(&self) -> bool {
+        self.goal == Goal::Latest && self.action != Action::Promote
+    }
+
     /// Every `recovery_target*` parameter, the unused goals first.
     pub(crate) fn settings(&self) -> Vec<Setting> {
         let (ours, value) = match &self.goal {

@@ -52,7 +52,7 @@ pub(crate) fn retry(id: &SessionId, context: &Context) -> anyhow::Result<Exit> {
     if journal.at_target.is_some() && journal.plan.target.action != Action::Promote {
         let message = format!("session {id} is at its target and waits: there is nothing to retry");
         return Err(Failure::new(Exit::Usage, message)
-            .hint(format!("`pghydrant promote {id}` ends recovery, `pghydrant cancel {id}` removes the copy"))
+            .hint(format!("`pghydrant promote {id}` ends recovery, `pghydrant retarget {id}` moves it on, `pghydrant cancel {id}` removes the copy"))
             .into());
     }
     session.journal.attempts += 1;
@@ -68,7 +68,7 @@ pub(crate) fn promote(id: &SessionId, context: &Context) -> anyhow::Result<Exit>
     }
     if session.journal.at_target.is_none() {
         let message = format!("session {id} is not at its target: it is {}", session.journal.phase.text());
-        return Err(Failure::new(Exit::Usage, message).hint(format!("`pghydrant retry {id}` goes on with it")).into());
+        return Err(Failure::new(Exit::Usage, message).hint(retry_hint(id)).into());
     }
     // In the journal first: after a crash from here on, `retry` promotes.
     session.journal.plan.target.action = Action::Promote;
@@ -105,7 +105,12 @@ pub(crate) fn cancel(id: &SessionId, context: &Context) -> anyhow::Result<Exit> 
     Ok(Exit::Done)
 }
 
-fn finished(id: &SessionId) -> anyhow::Error {
+/// What to do with a session that has stopped on its way.
+pub(super) fn retry_hint(id: &SessionId) -> String {
+    format!("`pghydrant retry {id}` goes on with it")
+}
+
+pub(super) fn finished(id: &SessionId) -> anyhow::Error {
     Failure::new(Exit::Usage, format!("session {id} is finished")).hint("`pghydrant sessions` lists what is not").into()
 }
 
@@ -184,8 +189,11 @@ fn line(journal: &Journal, driver: Option<u32>) -> String {
         text.push_str(&format!("\n    {}", broken.message));
     }
     if journal.phase != Phase::Finished && driver.is_none() {
-        let next = if journal.at_target.is_some() { "promote" } else { "retry" };
-        text.push_str(&format!("\n    pghydrant {next} {id}, or pghydrant cancel {id}"));
+        let next = match &journal.at_target {
+            Some(_) => format!("pghydrant promote {id}, pghydrant retarget {id}"),
+            None => format!("pghydrant retry {id}"),
+        };
+        text.push_str(&format!("\n    {next}, or pghydrant cancel {id}"));
     }
     text
 }

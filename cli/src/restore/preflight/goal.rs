@@ -2,39 +2,78 @@
 //!
 //! What PostgreSQL would find out at the end of its replay, hours later, is told here.
 
+use engine::format::backup::BackupInfo;
+use engine::wal::history::History;
+use jiff::Timestamp;
+
 use super::super::moment;
+use super::super::survey::WalFacts;
 use super::super::target::{Action, Goal};
-use super::Judge;
+use super::{Problem, Request};
+
+/// What is to be said about a target.
+#[derive(Debug, Default)]
+pub(crate) struct TargetJudgement {
+    pub(crate) problems: Vec<Problem>,
+    pub(crate) warnings: Vec<String>,
+    /// See [`super::Plan::unproven`].
+    pub(crate) unproven: Option<String>,
+}
+
+/// Judges the target, and the WAL all the way to it.
+pub(super) fn judge(
+    request: &Request,
+    now: Timestamp,
+    choice: &Result<(BackupInfo, History), Problem>,
+    wal: &Result<WalFacts, String>,
+) -> TargetJudgement {
+    let mut judge = Judge { request, now, choice, wal, judgement: TargetJudgement::default() };
+    judge.target();
+    judge.wal();
+    judge.judgement
+}
+
+struct Judge<'a> {
+    request: &'a Request,
+    now: Timestamp,
+    choice: &'a Result<(BackupInfo, History), Problem>,
+    wal: &'a Result<WalFacts, String>,
+    judgement: TargetJudgement,
+}
 
 impl Judge<'_> {
-    pub(super) fn target(&mut self) {
-        if let Err(problem) = &self.facts.choice {
+    fn refuse(&mut self, what: impl Into<String>, hint: impl Into<String>) {
+        self.judgement.problems.push(Problem::new(what, hint));
+    }
+
+    fn target(&mut self) {
+        if let Err(problem) = self.choice {
             self.refuse(problem.what.clone(), problem.hint.clone());
         }
         if let Goal::Time(moment) = &self.request.goal
-            && *moment > self.facts.now
+            && *moment > self.now
         {
             self.refuse(
                 format!(
                     "time {} is in the future: it is {} now",
                     moment::for_people(*moment),
-                    moment::for_people(whole_second(self.facts.now))
+                    moment::for_people(whole_second(self.now))
                 ),
                 "leave --target-time out to recover to the end of the WAL",
             );
         }
-        let acts = self.request.action != Action::Promote;
-        if acts && self.request.goal == Goal::Latest && !self.request.no_start {
+        let stops = self.request.action == Action::Shutdown;
+        if stops && self.request.goal == Goal::Latest && self.request.no_start {
             self.refuse(
-                format!("PostgreSQL ignores --action {} without a recovery target", self.request.action.name()),
-                "name a target, such as --target-time, or leave --action out",
+                "started by somebody else, PostgreSQL does not shut down at the end of the WAL",
+                "name a target, such as --target-time, or leave --action or --no-start out",
             );
         }
     }
 
-    pub(super) fn wal(&mut self) {
-        let Some(info) = self.backup() else { return };
-        let facts = match &self.facts.wal {
+    fn wal(&mut self) {
+        let Ok((info, _)) = self.choice else { return };
+        let facts = match self.wal {
             Ok(facts) => facts,
             Err(refusal) => {
                 return self
@@ -63,6 +102,9 @@ impl Judge<'_> {
                 "archive them with `pghydrant wal push`, or choose another backup or an earlier target",
             );
         }
+        if let Some(reason) = &facts.unsearchable {
+            return self.unsearchable(reason, facts, info.server.version_num / 10_000);
+        }
         let gap = facts.gaps.first().map(|segment| segment.file_name(segment_bytes));
         match (goal, gap) {
             (Goal::Latest, Some(gap)) => self.refuse(
@@ -73,7 +115,7 @@ impl Judge<'_> {
                 let reached = facts
                     .last_transaction
                     .is_some_and(|last| last > *moment || (self.request.exclusive && last == *moment));
-                if !reached && *moment <= self.facts.now {
+                if !reached && *moment <= self.now {
                     let last = facts.last_transaction.map_or_else(|| "none".to_owned(), moment::for_people);
                     let place = gap.map_or_else(
                         || "in the archived WAL".to_owned(),
@@ -101,6 +143,44 @@ impl Judge<'_> {
     }
 }
 
-fn whole_second(moment: jiff::Timestamp) -> jiff::Timestamp {
-    jiff::Timestamp::from_second(moment.as_second()).unwrap_or(moment)
+impl Judge<'_> {
+    /// Where the WAL cannot be looked into. For a time that is only a proof which is missing, for a transaction that
+    /// ended before a later backup as well; a restore point's place nobody knows.
+    fn unsearchable(&mut self, reason: &str, facts: &WalFacts, major: u32) {
+        let goal = &self.request.goal;
+        match goal {
+            Goal::Time(moment) => match facts.archived {
+                Some(archived) if archived < *moment => self.refuse(
+                    format!(
+                        "time {} lies after the archived WAL, the last of which was archived at {}",
+                        moment::for_people(*moment),
+                        moment::for_people(archived)
+                    ),
+                    "leave --target-time out to recover to the end of the WAL, or archive the rest of it first",
+                ),
+                _ => self.doubt(format!("a transaction after {goal} in the archived WAL ({reason})")),
+            },
+            Goal::Xid(_) if facts.ended_by.is_some() => {
+                self.doubt(format!("the end of {goal} in the archived WAL ({reason})"));
+            }
+            _ => self.refuse(
+                format!("{goal} cannot be looked for in the WAL: {reason}"),
+                format!(
+                    "install the package that has pg_waldump (on Debian postgresql-{major}), or name its directory with --pg-bin"
+                ),
+            ),
+        }
+    }
+
+    /// What only PostgreSQL will find out.
+    fn doubt(&mut self, what: String) {
+        self.judgement
+            .warnings
+            .push(format!("not proven: {what}; where there is none, PostgreSQL says so after its replay"));
+        self.judgement.unproven = Some(what);
+    }
+}
+
+fn whole_second(moment: Timestamp) -> Timestamp {
+    Timestamp::from_second(moment.as_second()).unwrap_or(moment)
 }

@@ -37,6 +37,10 @@ fn request() -> Request {
     }
 }
 
+pub(in crate::restore) fn request_for(goal: Goal, exclusive: bool) -> Request {
+    Request { goal, exclusive, ..request() }
+}
+
 fn found(path: &str) -> (PathBuf, Found) {
     let nearest = Path::new(path).parent().unwrap_or(Path::new("/")).to_owned();
     let file_system = FileSystem { device: 1, free_bytes: 10 << 30, free_inodes: 1000, counts_inodes: true };
@@ -180,6 +184,28 @@ fn wal_must_reach_the_target() {
     assert!(problems(&at(Goal::Time(moment)), &facts)[0].contains("is not before the last transaction"));
     assert_eq!(problems(&Request { exclusive: true, ..at(Goal::Time(moment)) }, &facts), [""; 0]);
     assert!(problems(&at(Goal::Xid(800)), &facts)[0].contains("transaction 800 is not in the WAL"));
+}
+
+#[test]
+fn a_proof_that_is_missing_is_a_warning_and_a_place_that_is_unknown_a_problem() {
+    let mut facts = facts();
+    let blind = |archived: i64, ended_by| WalFacts {
+        end: Some(Lsn(0x900_0000)),
+        unsearchable: Some("pg_waldump is missing from /x".to_owned()),
+        archived: Timestamp::from_second(archived).ok(),
+        ended_by,
+        ..WalFacts::default()
+    };
+    let at = |goal| Request { goal, ..request() };
+    let moment = at(Goal::Time(Timestamp::from_second(NOW - 100).unwrap()));
+    facts.wal = Ok(blind(NOW - 100, None));
+    assert_eq!(problems(&moment, &facts), [""; 0]);
+    assert!(judge(&moment, &facts).warnings.iter().any(|told| told.starts_with("not proven: a transaction after")));
+    assert!(problems(&at(Goal::Name("x".into())), &facts)[0].contains("restore point \"x\" cannot be looked for"));
+    assert!(problems(&at(Goal::Xid(800)), &facts)[0].contains("transaction 800 cannot be looked for"));
+    facts.wal = Ok(blind(NOW - 101, Some(Lsn(0x400_0000))));
+    assert!(problems(&moment, &facts)[0].contains("lies after the archived WAL"));
+    assert_eq!(problems(&at(Goal::Xid(800)), &facts), [""; 0]);
 }
 
 #[test]

@@ -16,6 +16,7 @@ use jiff::Timestamp;
 use super::super::choose::{self, Choice, Histories};
 use super::super::preflight::Request;
 use super::super::target::Goal;
+use super::Aim;
 use crate::postgres::binaries::Binaries;
 use crate::postgres::waldump::{self, Event, Kind};
 
@@ -34,7 +35,16 @@ pub(crate) struct WalFacts {
     pub(crate) place: Option<Lsn>,
     /// The WAL was searched for the goal.
     pub(crate) searched: bool,
+    /// Why it cannot be searched: the server's programs are here without those that look into WAL.
+    pub(crate) unsearchable: Option<String>,
+    /// When the last segment before the first gap, or before the end, was archived: nothing in it is younger.
+    pub(crate) archived: Option<Timestamp>,
+    /// The end of a later backup by whose snapshot the transaction had ended.
+    pub(crate) ended_by: Option<Lsn>,
 }
+
+/// What looks into WAL; some packages of the server are without it.
+pub(super) const PG_WALDUMP: &str = "pg_waldump";
 
 pub(super) fn histories(archive: &WalArchive) -> anyhow::Result<Histories> {
     let mut histories = Histories::new();
@@ -55,7 +65,9 @@ pub(super) fn locate(
     archive: &WalArchive,
     binaries: Option<&Binaries>,
 ) -> anyhow::Result<Option<Lsn>> {
-    let (Goal::Name(wanted), Some(binaries)) = (&request.goal, binaries) else { return Ok(None) };
+    let (Goal::Name(wanted), Some(binaries)) = (&request.goal, binaries.filter(|found| found.has(PG_WALDUMP))) else {
+        return Ok(None);
+    };
     let candidates: Vec<&BackupInfo> =
         backups.iter().filter(|info| request.backup.as_ref().is_none_or(|label| info.label == *label)).collect();
     let mut until = None;
@@ -88,7 +100,7 @@ fn scan(
     kind: Kind,
     visit: &mut dyn FnMut(waldump::Record) -> ControlFlow<()>,
 ) -> anyhow::Result<()> {
-    let program = binaries.require("pg_waldump")?;
+    let program = binaries.require(PG_WALDUMP)?;
     let directory = tempfile::tempdir().context("cannot make a temporary directory for WAL")?;
     let segment_bytes = archive.cluster().info().wal_segment_bytes;
     let mut from = from;
@@ -129,6 +141,7 @@ pub(super) fn wal_facts(
     info: &BackupInfo,
     path: &History,
     place: Option<Lsn>,
+    ended_by: Option<Lsn>,
     archive: &WalArchive,
     binaries: Option<&Binaries>,
 ) -> anyhow::Result<WalFacts> {
@@ -140,16 +153,25 @@ pub(super) fn wal_facts(
         let ends = archive.segments(timeline)?.into_iter().map(|segment| segment.end(segment_bytes));
         end = ends.filter(on_the_path).max().max(end);
     }
-    let mut facts = WalFacts { end, place, ..WalFacts::default() };
+    let blind = binaries.filter(|found| request.goal.is_searched_for() && !found.has(PG_WALDUMP));
+    let unsearchable = blind.map(|found| format!("{PG_WALDUMP} is missing from {}", found.directory().display()));
+    let ended_by = ended_by.filter(|_| unsearchable.is_some());
+    let mut facts = WalFacts { end, place, unsearchable, ended_by, ..WalFacts::default() };
     let needed = match &request.goal {
         Goal::Lsn(lsn) => (*lsn).max(info.wal.stop),
         Goal::Name(_) => place.unwrap_or(info.wal.stop).max(info.wal.stop),
-        Goal::Latest | Goal::Time(_) | Goal::Xid(_) | Goal::Immediate => info.wal.stop,
+        Goal::Xid(_) => ended_by.unwrap_or(info.wal.stop),
+        Goal::Latest | Goal::Time(_) | Goal::Immediate => info.wal.stop,
     };
     facts.missing = archive.missing_between(info.wal.start, path, Some(needed))?;
     if let Some(end) = end.filter(|end| *end > needed) {
         let all = archive.missing_between(info.wal.start, path, Some(end))?;
         facts.gaps = all.into_iter().filter(|segment| !facts.missing.contains(segment)).collect();
+    }
+    if facts.unsearchable.is_some() {
+        let reach = archive.reaches(info)?.into_iter().find(|reach| reach.timeline == path.timeline);
+        facts.archived = reach.and_then(|reach| Timestamp::from_second(reach.archived?).ok());
+        return Ok(facts);
     }
     let Some(binaries) = binaries.filter(|_| facts.missing.is_empty()) else { return Ok(facts) };
     match &request.goal {
@@ -173,6 +195,20 @@ pub(super) fn wal_facts(
         Goal::Latest | Goal::Lsn(_) | Goal::Immediate => {}
     }
     Ok(facts)
+}
+
+impl Aim {
+    /// The commit time of the last transaction before a place, where the WAL can be looked into.
+    pub(in crate::restore) fn time_before(
+        &self,
+        archive: &WalArchive,
+        info: &BackupInfo,
+        path: &History,
+        until: Lsn,
+    ) -> anyhow::Result<Option<Timestamp>> {
+        let Some(searcher) = self.searcher.as_ref().filter(|found| found.has(PG_WALDUMP)) else { return Ok(None) };
+        last_transaction(archive, searcher, path, info.wal.start, Some(until), info.server.wal_segment_bytes)
+    }
 }
 
 /// The commit time of the last transaction before `until`, looked for backwards, a few segments at a time.
