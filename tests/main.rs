@@ -21,6 +21,7 @@ mod harness;
 mod hostile;
 mod live;
 mod mount;
+mod open_files;
 mod reboots;
 mod refusals;
 mod retarget;

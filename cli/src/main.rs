@@ -14,6 +14,7 @@ mod doctor;
 mod exit;
 mod human;
 mod init;
+mod limits;
 mod list;
 mod mount;
 mod options;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
 }
 
 fn run(faults: &exit::Faults) -> u8 {
+    limits::raise_open_files();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(refusal) => {

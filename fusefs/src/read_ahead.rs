@@ -74,9 +74,10 @@ impl Window {
 
     /// Gives the window up.
     pub fn close(&mut self) -> Pattern {
-        let was_open = self.is_open();
+        // Also one that was taken back to nothing, as more handles came, has fetched.
+        let was_used = self.is_open() || self.fetched > 0;
         (self.bytes, self.fetched) = (0, 0);
-        if was_open { Pattern::Jump } else { Pattern::Unknown }
+        if was_used { Pattern::Jump } else { Pattern::Unknown }
     }
 
     /// The runs of the window that were not asked for yet. The run that the reader is in is left to the reader.

@@ -169,8 +169,11 @@ impl Reader {
 
     /// `file` is closed: what was read ahead for it goes.
     pub fn close(&self, file: &OpenFile) {
-        if file.window.lock().unwrap_or_else(PoisonError::into_inner).is_open() {
+        let mut window = file.window.lock().unwrap_or_else(PoisonError::into_inner);
+        if window.is_open() {
             self.windows.fetch_sub(1, Ordering::Relaxed);
+        }
+        if window.close() == Pattern::Jump {
             self.runs.forget_ahead(file.inode);
         }
     }
@@ -195,12 +198,13 @@ impl Reader {
             (true, false) => self.windows.fetch_sub(1, Ordering::Relaxed),
             _ => 0,
         };
-        drop(window);
+        // With the window locked: runs that another thread adds for a window that was given up meanwhile would stay.
         match pattern {
             Pattern::Unknown => {}
             Pattern::Jump => self.runs.forget_ahead(file.inode),
             Pattern::InOrder(range) => self.fetch_ahead(file, range),
         }
+        drop(window);
         in_flight
     }
 
@@ -477,6 +481,41 @@ mod tests {
                 assert_eq!(read(&reader, file, offset, 128 << 10).unwrap(), Pattern::expected(offset, 128 << 10));
                 assert!(reader.runs.budget().held() <= reader.runs.budget().limit());
             }
+        }
+    }
+
+    #[test]
+    fn a_window_that_was_taken_back_leaves_nothing_when_its_handle_closes() {
+        let reader = reader(16 << 20);
+        let open = |inode| OpenFile::new(inode, Box::new(Pattern::new(64 << 20)), false);
+        let files: Vec<_> = (0..20).map(open).collect();
+        for file in &files {
+            for offset in [0, 128 << 10, 256 << 10] {
+                read(&reader, file, offset, 128 << 10).unwrap();
+            }
+        }
+        let taken_back =
+            |file: &Arc<OpenFile>| !file.window.lock().unwrap().is_open() && reader.runs.ahead_of(file.inode) > 0;
+        assert!(files.iter().any(taken_back), "the budget is for fewer windows than there are handles");
+        files.iter().for_each(|file| reader.close(file));
+        assert_eq!(files.iter().map(|file| reader.runs.ahead_of(file.inode)).sum::<usize>(), 0);
+        assert_eq!(reader.windows.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn threads_that_read_one_handle_in_order_and_jump_leave_nothing_when_it_closes() {
+        let reader = reader(64 << 20);
+        for round in 0..200 {
+            let file = OpenFile::new(round, Box::new(Pattern::new(64 << 20)), false);
+            for offset in [0, 128 << 10] {
+                read(&reader, &file, offset, 8192).unwrap();
+            }
+            std::thread::scope(|scope| {
+                scope.spawn(|| (2..6).for_each(|step| drop(read(&reader, &file, step * (128 << 10), 8192))));
+                scope.spawn(|| drop(read(&reader, &file, 60 << 20, 8192)));
+            });
+            reader.close(&file);
+            assert_eq!(reader.runs.ahead_of(round), 0, "round {round}");
         }
     }
 

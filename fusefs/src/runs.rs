@@ -228,6 +228,12 @@ impl Runs {
         self.lock().retain(|(owner, _), run| *owner != file || run.origin == Origin::Demand);
     }
 
+    /// How many runs were read ahead of `file` and not taken.
+    #[cfg(test)]
+    pub(crate) fn ahead_of(&self, file: u64) -> usize {
+        self.lock().values().filter(|run| run.file == file && run.origin == Origin::Ahead).count()
+    }
+
     fn room_for(&self, bytes: usize, origin: Origin) -> Option<Buffer> {
         loop {
             if let Some(buffer) = self.budget.buffer(bytes) {

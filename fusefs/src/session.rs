@@ -25,41 +25,74 @@ const THREADS_MAX: usize = 16;
 /// A mount that is being served. Dropped, it is unmounted.
 #[derive(Debug)]
 pub struct Session {
-    mountpoint: PathBuf,
+    own: OwnMount,
     server: Option<JoinHandle<io::Result<()>>>,
+}
+
+/// Where a session mounted, and which mount is its own: once that is gone, another may be at the same place.
+#[derive(Clone, Debug)]
+pub struct OwnMount {
+    mountpoint: PathBuf,
+    /// As the mount table has it. The kernel gives the name to another mount only after this one has ended.
+    device: Option<String>,
+}
+
+impl OwnMount {
+    /// Where it is.
+    pub fn mountpoint(&self) -> &Path {
+        &self.mountpoint
+    }
+
+    /// Takes it away, also from under its readers; what else is mounted there stays, and nothing to do is no error.
+    pub fn unmount(&self) -> Result<()> {
+        let there = table::mount_at(&self.mountpoint)?.filter(table::Mount::is_ours);
+        match there {
+            Some(mount) if self.device.as_ref() == Some(&mount.device) => mounting::unmount(&self.mountpoint, true),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Session {
     /// Mounts `file_system` and serves it.
     pub fn start(file_system: impl Filesystem, options: &MountOptions) -> Result<Self> {
-        let device = mounting::mount(options)?;
-        let mut session = Self { mountpoint: options.mountpoint.clone(), server: None };
-        let server = serve(file_system, device, options.allow_other)
+        let connection = mounting::mount(options)?;
+        let mount = table::mount_at(&options.mountpoint).inspect_err(|_| {
+            // Of this moment's mount it is known whose it is; the first error is what counts.
+            let _ = mounting::unmount(&options.mountpoint, true);
+        })?;
+        let device = mount.map(|mount| mount.device);
+        let own = OwnMount { mountpoint: options.mountpoint.clone(), device };
+        let mut session = Self { own, server: None };
+        let server = serve(file_system, connection, options.allow_other)
             .map_err(|cause| Error::io("serve", &options.mountpoint, cause))?;
-        if let Some(mount) = table::mount_at(&options.mountpoint)? {
-            mounting::set_kernel_read_ahead(&mount.device, KERNEL_READ_AHEAD_BYTES);
+        if let Some(device) = &session.own.device {
+            mounting::set_kernel_read_ahead(device, KERNEL_READ_AHEAD_BYTES);
         }
         session.server = Some(server);
         Ok(session)
     }
 
-    /// Where it is.
-    pub fn mountpoint(&self) -> &Path {
-        &self.mountpoint
+    /// The mount.
+    pub fn own(&self) -> &OwnMount {
+        &self.own
     }
 
     /// Waits until the mount is gone and the last file on it is closed.
     pub fn wait(mut self) -> Result<()> {
         let Some(server) = self.server.take() else { return Ok(()) };
         let ended = server.join().unwrap_or_else(|_| Err(io::Error::other("the server panicked")));
-        ended.map_err(|cause| Error::io("serve", &self.mountpoint, cause))
+        // The name of its device may be another mount's by now. One that was left behind by a failure answers nobody.
+        if ended.is_ok() || !matches!(table::health(&self.own.mountpoint), table::Health::Stale) {
+            self.own.device = None;
+        }
+        ended.map_err(|cause| Error::io("serve", &self.own.mountpoint, cause))
     }
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
-        let mounted = table::mount_at(&self.mountpoint).is_ok_and(|mount| mount.is_some_and(|mount| mount.is_ours()));
-        if mounted && let Err(error) = mounting::unmount(&self.mountpoint, true) {
+        if let Err(error) = self.own.unmount() {
             tracing::warn!("{error}");
         }
         // The threads end by themselves once the last reader has closed its files.

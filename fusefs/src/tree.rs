@@ -13,7 +13,7 @@
 //!
 //! Always true: a number stands for the same file as long as the mount lives, and content never changes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use engine::blocks::Blocks;
@@ -89,6 +89,8 @@ pub struct Tree {
     owner: Option<Owner>,
     modified: i64,
     labels: Mutex<Labels>,
+    /// Files of the archive that the log has named as damaged.
+    damaged: Mutex<BTreeSet<WalFile>>,
 }
 
 /// The few names of the archive that do not fit into an inode number: those of old backups' labels.
@@ -120,6 +122,7 @@ impl Tree {
             owner,
             modified: info.stopped_unix,
             labels: Mutex::default(),
+            damaged: Mutex::default(),
         })
     }
 
@@ -162,7 +165,10 @@ impl Tree {
                 Ok(is_root.then(|| self.of_tablespace(index, &record)))
             }
             Node::Wal => match WalFile::parse(name, self.segment_bytes) {
-                Some(file) if self.shows(file) && self.wal.contains(name)? => self.of_wal(file).map(Some),
+                Some(file) if self.shows(file) => match self.stored_bytes(file).and_then(|_| self.of_wal(file)) {
+                    Err(Error::NotFound(_)) => Ok(None),
+                    found => found.map(Some),
+                },
                 _ => Ok(None),
             },
             Node::Description | Node::WalFile(_) | Node::WalLabel(_) => Ok(None),
@@ -206,6 +212,8 @@ impl Tree {
         for timeline in self.wal.timelines()? {
             files.extend(self.wal.files(timeline)?.into_iter().filter(|file| self.shows(*file)));
         }
+        // After the listing: one of a repository that was away meanwhile is not believed.
+        self.prove_archive()?;
         files.sort_unstable();
         Ok(files)
     }
@@ -330,17 +338,54 @@ impl Tree {
         let bytes = match file {
             // Not opened, so that a listing of a year's segments reads none of them.
             WalFile::Segment(_) => self.segment_bytes,
-            WalFile::Partial(_) | WalFile::BackupLabel(..) | WalFile::History(_) => self.wal_object(file)?.1.bytes(),
+            WalFile::Partial(_) | WalFile::BackupLabel(..) | WalFile::History(_) => match self.wal_object(file) {
+                Ok((_, object)) => object.bytes(),
+                Err(error @ Error::NotFound(_)) => return Err(error),
+                // Whoever opens it is told; the others of the directory are there all the same.
+                Err(error) => {
+                    let stored = self.stored_bytes(file)?;
+                    self.report_damaged(file, &error);
+                    stored
+                }
+            },
         };
         Ok(Attributes { kind: Kind::File, bytes, ..self.directory(self.wal_node(file), 0o600) })
+    }
+
+    /// Logs a file of the archive that cannot be opened, once.
+    fn report_damaged(&self, file: WalFile, error: &Error) {
+        if self.damaged.lock().unwrap_or_else(PoisonError::into_inner).insert(file) {
+            tracing::error!(file = %file.file_name(self.segment_bytes), "listed as it is stored: {error}");
+        }
+    }
+
+    /// Fails with [`Error::NotFound`] where the archive is there and has no such file.
+    fn stored_bytes(&self, file: WalFile) -> Result<u64> {
+        match self.wal.stored_bytes(file)? {
+            Some(bytes) => Ok(bytes),
+            None => Err(self.absent(file)),
+        }
     }
 
     fn wal_object(&self, file: WalFile) -> Result<(String, WalObject)> {
         let name = file.file_name(self.segment_bytes);
         match self.wal.open(&name)? {
             Some(object) => Ok((name, object)),
-            None => Err(Error::NotFound(format!("the archive has no {name}"))),
+            None => Err(self.absent(file)),
         }
+    }
+
+    /// The error for a file that was not found. "No such file" is what PostgreSQL takes for the end of the WAL: that is
+    /// said only where the archive is there.
+    fn absent(&self, file: WalFile) -> Error {
+        let name = file.file_name(self.segment_bytes);
+        self.prove_archive().err().unwrap_or_else(|| Error::NotFound(format!("the archive has no {name}")))
+    }
+
+    /// Whatever is wrong with the repository is an I/O error of the mount, and never "no such file".
+    fn prove_archive(&self) -> Result<()> {
+        let root = self.wal.cluster().repository().root();
+        self.wal.prove_readable().map_err(|error| Error::io("look into", root, std::io::Error::other(error)))
     }
 
     fn wal_node(&self, file: WalFile) -> Node {

@@ -3,8 +3,9 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use super::guard::{direct, errno, root};
+use super::guard::{direct, errno, names, root};
 use super::sample::{BLOCK_BYTES, LARGE, LARGE_BYTES, Sample, relation};
 use crate::support::repository::flip_bit;
 use crate::support::*;
@@ -93,5 +94,66 @@ fn a_repository_that_goes_away() -> Result<()> {
     fs::write(&pack, fs::read(&away)?)?;
     file.read_exact_at(&mut out, 0)?;
     assert!(out[..] == relation(3 << 20, 2)[..1 << 20]);
+    Ok(())
+}
+
+/// A damaged file of the archive is listed beside the others; if its size cannot be known, with the one that it is stored
+/// with. Opening it is EIO, and the server's log says why, once.
+#[test]
+fn a_damaged_file_of_the_archive() -> Result<()> {
+    requires!(Fuse);
+    let sample = Sample::new()?;
+    sample.archive_file("00000002.history", b"1\t0/300000\tno recovery target specified\n")?;
+    let stored = sample.repository.join("clusters/main/wal/00000002/00000002.history");
+    flip_bit(&stored, 9)?;
+    let mounted = sample.mount(&root(), &[])?;
+    let wal = mounted.join("wal");
+    for _ in 0..2 {
+        let found = names(&wal)?;
+        assert!(found.contains("00000002.history") && found.contains("000000010000000000000002"), "{found:?}");
+    }
+    assert_eq!(fs::metadata(wal.join("00000002.history"))?.len(), fs::metadata(&stored)?.len());
+    assert_eq!(errno(File::open(wal.join("00000002.history"))), Some(libc::EIO));
+    fs::read(wal.join("000000010000000000000002"))?;
+    let log = mounted.log()?;
+    assert_eq!(log.lines().filter(|line| line.contains("listed as it is stored")).count(), 1, "{log}");
+    Ok(())
+}
+
+/// While the archive cannot be read, or another repository is in its place, the names in `wal` that are not known and its
+/// listing are EIO: never "no such file", and never empty.
+#[test]
+fn an_archive_that_goes_away() -> Result<()> {
+    requires!(Fuse);
+    let sample = Sample::new()?;
+    let mounted = sample.mount(&root(), &[])?;
+    let (wal, away) = (mounted.join("wal"), sample.scratch.join("away"));
+    let (there, absent) = (wal.join("000000010000000000000003"), wal.join("000000010000000000000009"));
+    let answers = || {
+        // What the kernel was told of the archive it believes for a second.
+        std::thread::sleep(Duration::from_millis(1100));
+        let listed = fs::read_dir(&wal).and_then(|entries| entries.collect::<std::io::Result<Vec<_>>>());
+        let names = listed.as_ref().map_or(0, Vec::len);
+        (names, errno(listed), errno(File::open(&there)), errno(File::open(&absent)))
+    };
+    let healthy = (4, None, None, Some(libc::ENOENT));
+    let failing = (0, Some(libc::EIO), Some(libc::EIO), Some(libc::EIO));
+    assert_eq!(answers(), healthy);
+    fs::rename(&sample.repository, &away)?;
+    assert_eq!(answers(), failing);
+    fs::create_dir(&sample.repository)?;
+    assert_eq!(answers(), failing);
+    fs::remove_dir(&sample.repository)?;
+    let other = Sample::new()?;
+    fs::remove_dir_all(other.repository.join("clusters/main/wal"))?;
+    fs::create_dir(other.repository.join("clusters/main/wal"))?;
+    fs::rename(&other.repository, &sample.repository)?;
+    assert_eq!(answers(), failing);
+    fs::rename(&sample.repository, &other.repository)?;
+    fs::rename(&away, &sample.repository)?;
+    assert_eq!(answers(), healthy);
+    // A directory of the archive alone.
+    fs::rename(sample.repository.join("clusters/main/wal"), &away)?;
+    assert_eq!(answers(), failing);
     Ok(())
 }

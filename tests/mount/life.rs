@@ -7,6 +7,9 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use fusefs::backup_fs::{BackupFs, View};
+use fusefs::mounting::{self, MountOptions};
+use fusefs::session::Session;
 use fusefs::table::{self, Health};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -172,6 +175,42 @@ fn a_server_that_is_asked_to_end() -> Result<()> {
     server.signal(Signal::INT)?;
     server.wait()?.expect_code(0)?;
     assert!(!mounted.is_mounted());
+    Ok(())
+}
+
+/// A server whose mount was taken away leaves the next one at the same place alone, whenever and however it ends.
+#[test]
+fn a_server_that_has_a_successor() -> Result<()> {
+    requires!(Fuse);
+    let sample = Sample::new()?;
+    let (mountpoint, user) = (sample.mountpoint(&OsUser::current())?, OsUser::current());
+    let repository = engine::repository::Repository::open(&sample.repository)?;
+    let cluster = repository.cluster(&"main".parse().map_err(anyhow::Error::msg)?)?;
+    let backup = cluster.backup(&sample.info.label)?;
+    let start = || -> Result<Session> {
+        let view = View { owner: None, token: String::new(), memory_bytes: 1 << 20 };
+        let (mountpoint, source) = (mountpoint.clone(), "pghydrant:test".to_owned());
+        let options = MountOptions { mountpoint, source, allow_other: false };
+        Ok(Session::start(BackupFs::new(&backup, view)?, &options)?)
+    };
+    // Its end is noticed only after the next one is there.
+    let former = start()?;
+    mounting::unmount(&mountpoint, false)?;
+    let mounted = sample.mount(&user, &[])?;
+    former.wait()?;
+    assert!(mounted.is_mounted());
+    mounted.unmount()?.expect_code(0)?;
+    // It still has a reader, and is asked to end.
+    let former = start()?;
+    let reader = Run::new("sleep").arg("60").current_dir(mountpoint.join("data")).start()?;
+    std::thread::sleep(Duration::from_millis(100));
+    mounting::unmount(&mountpoint, true)?;
+    let mounted = sample.mount(&user, &[])?;
+    former.own().unmount()?;
+    assert!(mounted.is_mounted());
+    drop(reader);
+    drop(former);
+    assert!(mounted.is_mounted());
     Ok(())
 }
 

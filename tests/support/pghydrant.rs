@@ -49,8 +49,12 @@ impl Pghydrant {
 
     /// A command about to run: `pghydrant.command(["list", "--repo", repo])`.
     pub fn command<A: AsRef<std::ffi::OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Run {
-        let run = Run::new(&self.binary)
-            .args(arguments)
+        self.command_of(&self.binary).args(arguments)
+    }
+
+    /// The same for `program`, which runs the binary.
+    pub fn command_of(&self, program: impl AsRef<std::ffi::OsStr>) -> Run {
+        let run = Run::new(program)
             .user(&self.user)
             .env("PGHYDRANT_STATE", &self.state)
             // A mount that is left behind is seen where the test looks for it.

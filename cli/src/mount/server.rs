@@ -5,15 +5,14 @@
 //! detached, and its readers get errors once this process has ended.
 
 use std::io::{BufReader, Read};
-use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use engine::repository::Repository;
 use fusefs::backup_fs::{BackupFs, View};
-use fusefs::mounting::{self, MountOptions};
-use fusefs::session::Session;
+use fusefs::mounting::MountOptions;
+use fusefs::session::{OwnMount, Session};
 use fusefs::tree::Owner;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
@@ -48,22 +47,22 @@ pub(super) fn run() -> anyhow::Result<Exit> {
     };
     // Nobody there to hear it: then stdin has ended too, and a server that belongs to its parent ends with it.
     let heard = send(std::io::stdout(), &answer);
-    let mountpoint = started?;
+    let own = started?;
     if request.with_parent {
         go_on_when_the_parent_dies();
         watch_parent(requests, ends)?;
     } else if heard.is_err() {
-        mounting::unmount(&mountpoint, true)?;
+        own.unmount()?;
     }
-    wait(&mountpoint, &ended)?;
+    wait(&own, &ended)?;
     Ok(Exit::Done)
 }
 
 /// `mount --foreground`.
 pub(super) fn serve_in_foreground(request: &Request) -> anyhow::Result<()> {
     let (ends, ended) = channel();
-    let mountpoint = start(request, &ends)?;
-    wait(&mountpoint, &ended)
+    let own = start(request, &ends)?;
+    wait(&own, &ended)
 }
 
 /// A terminal that closes, or a Ctrl-C for the restore, must not take the mount away under its readers.
@@ -75,7 +74,7 @@ fn leave_the_terminal() {
 }
 
 /// Mounts, and watches for signals and for the end of the mount.
-fn start(request: &Request, ends: &Sender<End>) -> anyhow::Result<std::path::PathBuf> {
+fn start(request: &Request, ends: &Sender<End>) -> anyhow::Result<OwnMount> {
     watch_signals(ends.clone())?;
     let backup = Repository::open(&request.repository)?.cluster(&request.cluster)?.backup(&request.backup)?;
     let view = View {
@@ -89,19 +88,19 @@ fn start(request: &Request, ends: &Sender<End>) -> anyhow::Result<std::path::Pat
         allow_other: request.allow_other,
     };
     let session = Session::start(BackupFs::new(&backup, view)?, &options)?;
-    let mountpoint = session.mountpoint().to_owned();
+    let own = session.own().clone();
     let ends = ends.clone();
     // Whoever waited may be gone: then this process ends anyway.
     thread("wait", move || drop(ends.send(End::Unmounted(session.wait()))))?;
-    Ok(mountpoint)
+    Ok(own)
 }
 
-fn wait(mountpoint: &Path, ended: &Receiver<End>) -> anyhow::Result<()> {
+fn wait(own: &OwnMount, ended: &Receiver<End>) -> anyhow::Result<()> {
     match ended.recv().context("the server lost its threads")? {
         End::Unmounted(outcome) => Ok(outcome?),
         End::Asked(why) => {
-            tracing::info!("unmounting {}: {why}", mountpoint.display());
-            mounting::unmount(mountpoint, true)?;
+            tracing::info!("unmounting {}: {why}", own.mountpoint().display());
+            own.unmount()?;
             // Readers that still have files open get errors when this process ends.
             let _ = ended.recv_timeout(LAST_READERS_WAIT);
             Ok(())

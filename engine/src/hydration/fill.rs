@@ -17,8 +17,8 @@ use crossbeam::channel::{RecvTimeoutError, bounded, unbounded};
 use super::first::FirstFailure;
 use super::layout::Roots;
 use super::plan::{JobLimits, Span, Units};
-use super::source::{OpenSource, Source};
-use super::target::Writes;
+use super::source::{OpenSource, PACKS_OPEN, Source};
+use super::target::{FILES_OPEN, Writes};
 use super::worker::Worker;
 use super::{Hydration, Map, is_left_out, is_placed_last, opener};
 use crate::format::file::FileRecord;
@@ -35,8 +35,14 @@ const BUFFERS_MAX: usize = 24;
 const BUFFERS_MIN: usize = 4;
 /// Files that a job may touch: with more, small files would only queue behind each other.
 const JOB_FILES_MAX: usize = 64;
-/// Open files that are left for everything but jobs.
-const FILES_SPARED: u64 = 128;
+/// Open files that are left for everything but workers, the files that the store keeps open among it; half of what there
+/// may be, where that is less.
+const FILES_SPARED: u64 = 384;
+/// Open files of a worker beside those of its jobs: what it keeps open between them, its queue, and two to spare.
+const FILES_OF_WORKER: usize = PACKS_OPEN + 2 * FILES_OPEN + 4;
+/// Open files of a buffer for each file of its job: in the source while the job waits or is read, in the target, once
+/// or twice, while it is written.
+const FILES_OF_BUFFER: usize = 3;
 
 /// How to fill.
 #[derive(Clone, Debug)]
@@ -154,18 +160,20 @@ pub(super) struct Shape {
 }
 
 impl Shape {
-    /// As many workers as wanted, as the memory has buffers for them, and the content work; files within the process's
-    /// limit.
+    /// As many workers as wanted, as the memory has buffers for them, the process may have files open for them, and the
+    /// content is work for; then as many buffers of each, and files of a job, as that leaves.
     fn new(workers: usize, memory_bytes: usize, content_bytes: u64, open_files_max: u64) -> Self {
         let all = (memory_bytes / BUFFER_BYTES).max(BUFFERS_MIN);
-        let workers = workers.clamp(1, all / BUFFERS_MIN);
+        let spared = FILES_SPARED.min(open_files_max / 2);
+        let open_files = usize::try_from(open_files_max - spared).unwrap_or(usize::MAX);
+        let served = open_files / (FILES_OF_WORKER + BUFFERS_MIN * FILES_OF_BUFFER);
+        let workers = workers.min(all / BUFFERS_MIN).min(served).max(1);
         // Memory that would never be used is not made: it is zeroed and registered before the first read.
         let useful = usize::try_from(content_bytes).unwrap_or(usize::MAX) / BUFFER_BYTES * 2 / workers;
-        let buffers = (all / workers).min(BUFFERS_MAX).min(useful.max(BUFFERS_MIN));
-        // A job's files are open in the source while it waits or is read, and in the target, once or twice, while it is
-        // written.
-        let open_files = usize::try_from(open_files_max.saturating_sub(FILES_SPARED)).unwrap_or(usize::MAX);
-        let job_files = (open_files / (workers * buffers * 3)).clamp(1, JOB_FILES_MAX);
+        let job_files_all = (open_files / workers).saturating_sub(FILES_OF_WORKER) / FILES_OF_BUFFER;
+        let most = BUFFERS_MAX.min(useful).min(job_files_all).max(BUFFERS_MIN);
+        let buffers = (all / workers).min(most);
+        let job_files = (job_files_all / buffers).clamp(1, JOB_FILES_MAX);
         Self { workers, buffers: u16::try_from(buffers).unwrap_or(u16::MAX), reserve: buffers / 2, job_files }
     }
 
@@ -290,12 +298,28 @@ mod tests {
     fn memory_bounds_the_workers_and_the_process_its_open_files() {
         let shape = Shape::new(2, 64 << 20, 1 << 40, 1 << 20);
         assert_eq!((shape.workers, shape.buffers, shape.job_files), (2, 16, 64));
-        let shape = Shape::new(64, 64 << 20, 1 << 40, 1024);
+        let shape = Shape::new(64, 64 << 20, 1 << 40, 1 << 20);
         assert_eq!((shape.workers, shape.buffers), (8, 4));
-        assert!(shape.workers * usize::from(shape.buffers) * 3 * shape.job_files <= 1024);
         let shape = Shape::new(0, 0, 0, 0);
         assert_eq!((shape.workers, shape.buffers, shape.job_files), (1, 4, 1));
         assert!(shape.reserve >= 1);
         assert_eq!(Shape::new(2, 64 << 20, 10 << 20, 1 << 20).buffers, 5);
+    }
+
+    #[test]
+    fn whatever_the_machine_the_open_files_fit_the_limit() {
+        for open_files_max in [256, 512, 1024, 4096, 1 << 16, u64::MAX] {
+            for workers in [1, 2, 8, 32, 256] {
+                for memory_bytes in [8 << 20, 64 << 20, 1 << 30, 64 << 30] {
+                    let shape = Shape::new(workers, memory_bytes, u64::MAX, open_files_max);
+                    let of_jobs = usize::from(shape.buffers) * 3 * shape.job_files;
+                    let open = shape.workers * (of_jobs + PACKS_OPEN + 2 * FILES_OPEN);
+                    assert!(
+                        open as u64 + FILES_SPARED.min(open_files_max / 2) <= open_files_max,
+                        "{open} of {open_files_max}: {shape:?}"
+                    );
+                }
+            }
+        }
     }
 }

@@ -7,6 +7,7 @@
 //! [`Units`] cuts the files into units, which workers take one at a time. A unit's missing blocks become [`Job`]s: what one
 //! buffer holds, as few long reads as they need, and the pieces to make of it.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -170,7 +171,7 @@ impl Job {
 pub struct JobLimits {
     /// Bytes of a buffer.
     pub buffer_bytes: usize,
-    /// Files that a job may touch, and so keep open.
+    /// Files that a job may touch, and so keep open; as many packs, but two at least, as a patched block has.
     pub files: usize,
 }
 
@@ -291,13 +292,19 @@ impl PackDraft {
         let before = (self.reads.clone(), self.used);
         let base = self.cover(base);
         let patch = patch.map(|patch| self.cover(patch));
-        if self.used > self.limits.buffer_bytes as u64 || !self.files.admits(&block.file) {
+        let full = self.used > self.limits.buffer_bytes as u64 || self.packs() > self.limits.files.max(2);
+        if full || !self.files.admits(&block.file) {
             (self.reads, self.used) = before;
             return Ok(false);
         }
         self.files.count(&block.file);
         self.blocks.push((block.clone(), base, patch));
         Ok(true)
+    }
+
+    /// How many packs the reads are of.
+    fn packs(&self) -> usize {
+        self.reads.iter().map(|read| read.pack).collect::<BTreeSet<_>>().len()
     }
 
     /// Extends a read to contain `extent`, or begins one.

@@ -97,7 +97,7 @@ pub(super) struct SourceFiles {
 }
 
 /// Packs that a worker keeps open: a restore reads few at a time, in order.
-const PACKS_OPEN: usize = 32;
+pub(super) const PACKS_OPEN: usize = 32;
 
 impl SourceFiles {
     pub(super) fn new() -> Self {

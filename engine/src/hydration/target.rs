@@ -15,7 +15,7 @@ use crate::io::{Open, OpenFile};
 use crate::units::{BlockNumber, DIRECT_BYTES};
 
 /// Files that stay open for the next block: jobs come back in any order, but near each other.
-const FILES_OPEN: usize = 16;
+pub(super) const FILES_OPEN: usize = 16;
 
 /// The writes of one buffer, and what they complete.
 #[derive(Default)]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::history::History;
 use super::name::{SegmentName, WalFile};
 use super::object::WalObject;
-use crate::repository::{Cluster, is_absent, keys, list_or_empty};
+use crate::repository::{Cluster, Repository, is_absent, keys, list_or_empty};
 use crate::store::{Entry, Store};
 use crate::units::Timeline;
 use crate::{Error, Result};
@@ -58,6 +58,23 @@ impl WalArchive {
     /// Whether the archive has a file of that name.
     pub fn contains(&self, name: &str) -> Result<bool> {
         Ok(self.store().size(&self.key(self.parse(name)?))?.is_some())
+    }
+
+    /// Bytes that a file of the archive is stored with; none if there is no such file.
+    pub fn stored_bytes(&self, file: WalFile) -> Result<Option<u64>> {
+        self.store().size(&self.key(file))
+    }
+
+    /// Proves that the archive can be read and is still the one that was opened: a disk that is not mounted is an empty
+    /// directory, so that a file is missing, or a listing empty, says nothing by itself.
+    pub fn prove_readable(&self) -> Result<()> {
+        self.store().list(&keys::wal(self.cluster.name()))?;
+        let repository = self.cluster.repository();
+        let again = Repository::with_store(repository.root(), Arc::clone(self.store()))?;
+        if again.info().id != repository.info().id {
+            return Err(Error::Refused(format!("{} has become another repository", repository.root().display())));
+        }
+        Ok(())
     }
 
     /// Opens a file of the archive; none if there is no such file.

@@ -14,7 +14,6 @@ use std::time::Duration;
 use super::name::{SegmentName, WalFile};
 use super::{WalArchive, WalObject};
 use crate::io::durable;
-use crate::repository::{Repository, keys};
 use crate::units::Timeline;
 use crate::{Error, Result};
 
@@ -76,14 +75,8 @@ impl WalArchive {
     }
 
     fn prove_absent(&self, file: WalFile) -> Result<Absence> {
-        // A disk that is not mounted is an empty directory: the listing alone proves nothing.
-        self.store().list(&keys::wal(self.cluster().name()))?;
         let files = self.files(file.timeline())?;
-        let root = self.cluster().repository().root();
-        let again = Repository::with_store(root, std::sync::Arc::clone(self.store()))?;
-        if again.info().id != self.cluster().repository().info().id {
-            return Err(Error::Refused(format!("{} has become another repository", root.display())));
-        }
+        self.prove_readable()?;
         if files.contains(&file) {
             return Ok(Absence::Refuted);
         }
