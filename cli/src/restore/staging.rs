@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,12 +17,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use engine::Error;
 use engine::io::durable;
 use engine::units::{Lsn, Timeline};
 use engine::wal::history::History;
 use engine::wal::name::SegmentName;
 use engine::wal::{Fetched, WalArchive};
+use rustix::fs::{Mode, OFlags};
 
 use super::files;
 use super::plan::User;
@@ -65,7 +68,9 @@ fn copy(from: &Path, to: &Path) -> engine::Result<bool> {
         Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => return Ok(false),
         Err(cause) => return Err(Error::io("open", from, cause)),
     };
-    let opened = File::options().write(true).create(true).truncate(true).mode(0o600).open(to);
+    // New, and under no name that somebody put there: the directory belongs to the server's user, and we may be root.
+    files::remove(to).map_err(|cause| Error::Refused(format!("{cause:#}")))?;
+    let opened = File::options().write(true).create_new(true).mode(0o600).open(to);
     let mut file = opened.map_err(|cause| Error::io("create", to, cause))?;
     std::io::copy(&mut source, &mut file).map_err(|cause| Error::io("copy", from, cause))?;
     durable::sync_content(&file, to)?;
@@ -140,9 +145,11 @@ impl Stager {
         files::remove(&directory)?;
         files::make_directory(&directory, owner)?;
         let shared = Arc::new(Shared::default());
+        let held = hold(&directory)?;
         let work = Work {
             feed,
-            directory: directory.clone(),
+            directory: PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd())),
+            _held: held,
             segments,
             segment_bytes,
             owner: owner.clone(),
@@ -180,9 +187,18 @@ impl Drop for Stager {
     }
 }
 
+/// Opens the directory itself, not what a link in its place leads to.
+fn hold(directory: &Path) -> anyhow::Result<File> {
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let opened = rustix::fs::open(directory, flags, Mode::empty());
+    Ok(opened.map(File::from).map_err(|cause| Error::io("open", directory, cause))?)
+}
+
 struct Work {
     feed: Feed,
+    /// By way of `_held`: whatever the server's user puts in the directory's place, nothing is written elsewhere.
     directory: PathBuf,
+    _held: File,
     segments: Vec<SegmentName>,
     segment_bytes: u64,
     owner: User,
@@ -210,16 +226,23 @@ impl Work {
             }
             let name = segment.file_name(self.segment_bytes);
             let part = self.directory.join(format!(".{name}.part"));
-            if !self.feed.bring(&name, &part)? {
+            let path = self.directory.join(&name);
+            if !self.stage(&name, &part, &path).with_context(|| format!("cannot stage WAL segment {name}"))? {
                 return Ok(count);
             }
-            files::give(&part, &self.owner)?;
-            let path = self.directory.join(&name);
-            durable::rename_durably(&part, &path)?;
             staged.push((segment.number, path));
             count += 1;
         }
         Ok(count)
+    }
+
+    fn stage(&self, name: &str, part: &Path, path: &Path) -> anyhow::Result<bool> {
+        if !self.feed.bring(name, part)? {
+            return Ok(false);
+        }
+        files::give(part, &self.owner)?;
+        durable::rename_durably(part, path)?;
+        Ok(true)
     }
 
     /// Forgets what was taken, and removes what nobody will ask for.
@@ -245,6 +268,25 @@ mod tests {
         let names: Vec<_> =
             in_order(&path, &present, 3, 16 << 20).into_iter().map(|s| (s.timeline.0, s.number)).collect();
         assert_eq!(names, [(1, 3), (1, 4), (2, 5), (2, 6), (1, 7)]);
+    }
+
+    #[test]
+    fn nothing_is_written_through_what_lies_in_a_segments_place() {
+        let place = tempfile::tempdir().unwrap();
+        let at = |name: &str| place.path().join(name);
+        std::fs::write(at("segment"), "wal").unwrap();
+        std::fs::write(at("victim"), "precious").unwrap();
+        std::os::unix::fs::symlink("victim", at("link")).unwrap();
+        std::fs::hard_link(at("victim"), at("name")).unwrap();
+        for part in ["link", "name"] {
+            assert!(copy(&at("segment"), &at(part)).unwrap());
+            assert_eq!(std::fs::read(at(part)).unwrap(), b"wal");
+            assert_eq!(std::fs::read(at("victim")).unwrap(), b"precious");
+        }
+        std::fs::create_dir(at("directory")).unwrap();
+        std::os::unix::fs::symlink("directory", at("led")).unwrap();
+        assert!(hold(&at("directory")).is_ok());
+        assert!(hold(&at("led")).is_err());
     }
 
     #[test]

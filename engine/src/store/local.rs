@@ -6,7 +6,7 @@
 //! What root writes belongs to the owner of the store's directory: a backup that root makes must not keep the
 //! server's `archive_command` from writing beside it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
@@ -33,12 +33,21 @@ const UPLOAD_SUFFIX: &str = ".part";
 pub struct LocalStore {
     root: PathBuf,
     open_files: Mutex<OpenFiles>,
+    /// Directories whose own names are known to be durable.
+    named: Mutex<HashSet<PathBuf>>,
+    /// [`durable::sync_directory`]; a test listens to it.
+    sync_directory: fn(&Path) -> Result<()>,
 }
 
 impl LocalStore {
     /// The store in `root`, which need not exist yet.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into(), open_files: Mutex::default() }
+        Self {
+            root: root.into(),
+            open_files: Mutex::default(),
+            named: Mutex::default(),
+            sync_directory: durable::sync_directory,
+        }
     }
 
     fn path(&self, key: &str) -> Result<PathBuf> {
@@ -56,7 +65,7 @@ impl LocalStore {
     /// Makes a directory and its missing parents, each durably named by the one above.
     fn make_directory(&self, path: &Path) -> Result<()> {
         if path.is_dir() {
-            return Ok(());
+            return self.settle_directory(path);
         }
         self.make_parents(path)?;
         match std::fs::DirBuilder::new().mode(DIRECTORY_MODE).create(path) {
@@ -70,7 +79,26 @@ impl LocalStore {
             Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => {}
             Err(cause) => return Err(Error::io("create", path, cause)),
         }
-        durable::sync_directory(path.parent().unwrap_or(path))
+        self.sync_name(path)
+    }
+
+    /// Makes the name of a directory durable that somebody else made, once: its maker may have been killed before it came
+    /// to that. Those above it were named before anything was made in them; the root is the operator's.
+    fn settle_directory(&self, path: &Path) -> Result<()> {
+        if path == self.root || !path.starts_with(&self.root) || self.named().contains(path) {
+            return Ok(());
+        }
+        self.sync_name(path)
+    }
+
+    fn sync_name(&self, path: &Path) -> Result<()> {
+        (self.sync_directory)(path.parent().unwrap_or(path))?;
+        self.named().insert(path.to_owned());
+        Ok(())
+    }
+
+    fn named(&self) -> std::sync::MutexGuard<'_, HashSet<PathBuf>> {
+        self.named.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Gives what root has made in the store to the owner of the store.
@@ -163,7 +191,9 @@ impl Store for LocalStore {
 
     fn settle(&self, key: &str) -> Result<()> {
         let path = self.path(key)?;
-        path.parent().map_or(Ok(()), durable::sync_directory)
+        let Some(parent) = path.parent() else { return Ok(()) };
+        (self.sync_directory)(parent)?;
+        self.settle_directory(parent)
     }
 
     fn remove(&self, key: &str) -> Result<()> {
@@ -347,6 +377,28 @@ mod tests {
     fn a_local_directory_conforms() {
         let directory = tempfile::tempdir().unwrap();
         conformance::run(&|name| Box::new(LocalStore::new(directory.path().join(name))));
+    }
+
+    #[test]
+    fn a_directory_whose_maker_was_killed_is_named_durably_before_anything_in_it_is_promised() {
+        thread_local!(static SYNCED: std::cell::RefCell<Vec<PathBuf>> = const { std::cell::RefCell::new(Vec::new()) });
+        let listen = |path: &Path| {
+            SYNCED.with_borrow_mut(|synced| synced.push(path.to_owned()));
+            durable::sync_directory(path)
+        };
+        let directory = tempfile::tempdir().unwrap();
+        let synced = || SYNCED.take().iter().filter(|path| **path == directory.path().join("wal")).count();
+        // What was left: made, and its name never synced.
+        std::fs::create_dir_all(directory.path().join("wal/00000001")).unwrap();
+        let store = || LocalStore { sync_directory: listen, ..LocalStore::new(directory.path()) };
+        let pushing = store();
+        pushing.put("wal/00000001/1", b"x", Existing::Refuse).unwrap();
+        assert_eq!(synced(), 1);
+        pushing.put("wal/00000001/2", b"x", Existing::Refuse).unwrap();
+        assert_eq!(synced(), 0, "once is enough");
+        // Another push of the same finds it there, and promises it as well.
+        store().settle("wal/00000001/1").unwrap();
+        assert_eq!(synced(), 1);
     }
 
     #[test]
