@@ -289,6 +289,11 @@ fn what_a_server_wrote_that_somebody_started_after_a_crash_is_not_overwritten() 
             Ok(by_hand.sql("SELECT pg_is_in_recovery()").is_ok_and(|answer| answer == "f"))
         })?;
         by_hand.sql("CREATE TABLE since AS SELECT generate_series(1, 10000) AS id; CHECKPOINT")?;
+        if met == 2 {
+            by_hand.stop("immediate")?;
+        }
+        let id = open_session(&story.world.pghydrant)?;
+        story.world.pghydrant.fail(["cancel", &id], 2, &["has left recovery", "hint: `pghydrant retry "])?;
         let restored = story.is_finished_by_retry(&format!("{killed}"))?;
         assert_eq!(restored.number("SELECT count(*) FROM since")?, 10_000);
         restored.check_relations()?;
@@ -302,6 +307,34 @@ fn what_a_server_wrote_that_somebody_started_after_a_crash_is_not_overwritten() 
 
 fn session_directory(story: &Story) -> PathBuf {
     story.target.join("pghydrant.session")
+}
+
+/// `pg_control` of a server that was killed while it stopped says neither "in production" nor "shut down".
+#[test]
+fn a_promoted_server_that_was_killed_while_it_stopped_is_finished_and_not_cancelled() -> Result<()> {
+    requires!(Postgres, Fuse);
+    let story = Story::tell()?;
+    let (world, target) = (&story.world, &story.target);
+    world.restore_to(target, &["--target-name", "here", "--action", "pause"])?.expect_code(0)?;
+    let id = open_session(&world.pghydrant)?;
+    let promote = Run::new(tools::postgres_program("pg_ctl")?).user(OsUser::server()).args(["promote", "-w", "-D"]);
+    promote.arg(target).succeed()?;
+    let promoted = Instance::running_in(target)?;
+    promoted.sql("CREATE TABLE since (); CHECKPOINT")?;
+    promoted.stop("immediate")?;
+    const SHUTTING_DOWN: u32 = 3;
+    let path = target.join("global/pg_control");
+    let mut control = fs::read(&path)?;
+    control[16..20].copy_from_slice(&SHUTTING_DOWN.to_le_bytes());
+    let sum = crc32c::crc32c(&control[..288]);
+    control[288..292].copy_from_slice(&sum.to_le_bytes());
+    fs::write(&path, control)?;
+    world.pghydrant.fail(["cancel", &id], 2, &["has left recovery", "hint: `pghydrant promote "])?;
+    world.pghydrant.succeed(["promote", &id])?;
+    let restored = Instance::running_in(target)?;
+    assert_eq!(restored.sql("SELECT count(*) FROM since")?, "0");
+    assert_eq!(marks(&restored)?, "wanted");
+    Ok(())
 }
 
 #[test]

@@ -305,6 +305,7 @@ impl<'a> Configuration<'a> {
             Setting::new("log_destination", "stderr"),
             Setting::new("log_min_messages", "warning"),
             Setting::new("log_line_prefix", "%m [%p] "),
+            Setting::new("log_error_verbosity", "default"),
             Setting::new("lc_messages", "C"),
             Setting::new("hot_standby", "on"),
             Setting::new("restore_command", self.restore_command.clone()),

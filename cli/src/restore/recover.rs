@@ -224,6 +224,7 @@ impl Restore<'_> {
             port: configuration.recovery_port(),
             users: self.users(),
             promoting: self.session.journal.at_target.is_some(),
+            timeline: self.plan().target.timeline,
             waits_at_the_end: self.plan().target.waits_at_the_end().then_some(self.plan().target.action),
             target: self.plan().target.to_string(),
         })

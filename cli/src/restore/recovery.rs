@@ -19,6 +19,7 @@ use engine::units::{Lsn, SessionId, Timeline};
 use engine::wal::name::{SegmentName, WalFile};
 use serde::Serialize;
 
+use super::claim;
 use super::conf::Setting;
 use super::staging::Stager;
 use super::standby::{self, AtEnd, Look, Vigil};
@@ -99,6 +100,8 @@ pub(crate) struct Watch<'a> {
     pub(crate) users: Vec<String>,
     /// The server waited at its target and was asked to leave recovery.
     pub(crate) promoting: bool,
+    /// The target's: a promotion begins a later one.
+    pub(crate) timeline: Timeline,
     /// What a standby is told to do at the end of the WAL.
     pub(crate) waits_at_the_end: Option<Action>,
     /// Shown beside the position.
@@ -153,7 +156,7 @@ impl Watch<'_> {
         let condition = self.instance.condition()?;
         let signal = standby::is_signalled(self.instance.data_directory());
         // While the server starts, the file may be between two versions of itself: read again at the next look.
-        let state = self.instance.control()?.state;
+        let control = self.instance.control()?;
         let reason = match condition {
             Condition::Down => self.instance.failure_since_start()?,
             Condition::Up(_) => None,
@@ -161,7 +164,8 @@ impl Watch<'_> {
         Ok(Seen {
             condition,
             signal,
-            state,
+            state: control.state,
+            is_a_primarys: claim::is_a_primarys(&control, self.timeline),
             in_recovery: sql.map(|sql| sql.in_recovery),
             paused: sql.is_some_and(|sql| sql.paused),
             at_end: AtEnd::NotYet,
@@ -215,6 +219,8 @@ struct Seen<'a> {
     /// `recovery.signal` or `standby.signal` is there.
     signal: bool,
     state: State,
+    /// `pg_control`, without the signal, is that of a server that has left recovery.
+    is_a_primarys: bool,
     /// By SQL.
     in_recovery: Option<bool>,
     /// By SQL: `pg_get_wal_replay_pause_state()` is `paused`.
@@ -258,9 +264,7 @@ fn verdict(seen: &Seen<'_>) -> Option<Outcome> {
         {
             Some(Outcome::ShutDown)
         }
-        Condition::Down if !seen.signal && matches!(seen.state, State::InProduction | State::ShutDown) => {
-            Some(Outcome::Promoted)
-        }
+        Condition::Down if !seen.signal && seen.is_a_primarys => Some(Outcome::Promoted),
         Condition::Down => {
             let reason =
                 seen.reason.clone().unwrap_or_else(|| "the server was stopped before it reached its target".to_owned());
@@ -492,6 +496,7 @@ mod tests {
             condition,
             signal: true,
             state,
+            is_a_primarys: state == State::InProduction,
             in_recovery: None,
             paused: false,
             at_end: AtEnd::NotYet,
