@@ -289,6 +289,29 @@ fn a_pause_is_kept_where_the_original_allows_no_hot_standby() -> Result<()> {
     Ok(())
 }
 
+/// What the server did is read from its log, in the words of its defaults.
+#[test]
+fn an_action_is_seen_however_the_original_logs() -> Result<()> {
+    requires!(Postgres, Fuse);
+    let settings = ["log_error_verbosity = verbose", "log_min_messages = fatal", "log_line_prefix = 'FATAL:  '"];
+    let world = World::with(1, &[], &settings)?;
+    world.backup()?;
+    world.mark("a")?;
+    world.cluster.sql("SELECT pg_create_restore_point('after_a')")?;
+    world.mark("b")?;
+    world.cluster.archive_wal()?;
+    for action in ["pause", "shutdown"] {
+        world.restore_to(&world.target(), &["--target-name", "after_a", "--action", action])?.expect_code(0)?;
+        let id = open_session(&world.pghydrant)?;
+        world.pghydrant.succeed(["promote", &id])?;
+        let promoted = Instance::running_in(&world.target())?;
+        ensure!(marks(&promoted)? == "a", "{action}");
+        drop(promoted);
+        std::fs::remove_dir_all(world.target())?;
+    }
+    Ok(())
+}
+
 /// A transaction with more subtransactions than a standby is told of, open from the backup to the end.
 #[test]
 fn a_pause_that_nobody_can_look_into_is_a_failure() -> Result<()> {
