@@ -1,5 +1,6 @@
 //! Every kind of recovery target and action, checked by what must be there and what must not.
 
+use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -308,6 +309,48 @@ fn an_action_is_seen_however_the_original_logs() -> Result<()> {
         ensure!(marks(&promoted)? == "a", "{action}");
         drop(promoted);
         std::fs::remove_dir_all(world.target())?;
+    }
+    Ok(())
+}
+
+/// Whether a superuser other than `postgres` says so, and in another database, or nobody can: a pause ends.
+#[test]
+fn a_pause_is_promoted_where_neither_the_role_nor_the_database_is_called_postgres() -> Result<()> {
+    requires!(Postgres, Fuse);
+    let scratch = Scratch::new()?;
+    let pghydrant = Pghydrant::new(&scratch)?;
+    let repository = Repository::init(&scratch, &pghydrant)?;
+    let build = Cluster::build(&scratch, "original").archive_to(&pghydrant, &repository, "main");
+    let cluster = build.initdb("--username=app").start()?;
+    let ask = |instance: &Instance, statement: &str| {
+        let psql = instance.client("psql")?.env("PGUSER", "app").args(["-XAtq", "-d", "template1", "-c", statement]);
+        Ok::<_, anyhow::Error>(psql.succeed()?.stdout.trim_end().to_owned())
+    };
+    ask(&cluster, "DROP DATABASE postgres")?;
+    let login = cluster.connection_string().replace("user=postgres dbname=postgres", "user=app dbname=template1");
+    pghydrant.succeed(repository.arguments(&["backup"], &["--dbname", &login]))?;
+    ask(&cluster, "SELECT pg_create_restore_point('here')")?;
+    let segment = ask(&cluster, "SELECT pg_walfile_name(pg_switch_wal())")?;
+    wait_until("archiving", Duration::from_secs(60), || {
+        Ok(ask(&cluster, "SELECT coalesce(last_archived_wal, '') FROM pg_stat_archiver")? >= segment)
+    })?;
+    let target = scratch.join("restored");
+    for nobody in [false, true] {
+        let port = cluster::free_port()?.to_string();
+        let arguments = ["--port", &port, "--target-name", "here", "--action", "pause"];
+        repository.restore(&target, &arguments)?.expect_code(0)?;
+        let paused = Instance::running_in(&target)?;
+        assert_eq!(ask(&paused, "SELECT pg_get_wal_replay_pause_state()")?, "paused");
+        if nobody {
+            fs::write(target.join("pghydrant.session/pg_hba.conf"), "local all all reject\n")?;
+            ask(&paused, "SELECT pg_reload_conf()")?;
+        }
+        let id = open_session(&pghydrant)?;
+        pghydrant.succeed(["promote", &id])?;
+        let promoted = Instance::running_in(&target)?;
+        assert_eq!(ask(&promoted, "SELECT pg_is_in_recovery()")?, "f");
+        drop((paused, promoted));
+        fs::remove_dir_all(&target)?;
     }
     Ok(())
 }

@@ -222,7 +222,7 @@ impl Restore<'_> {
             log_start,
             socket_directory: configuration.socket_directory(),
             port: configuration.recovery_port(),
-            users: self.users(),
+            logins: self.logins(),
             promoting: self.session.journal.at_target.is_some(),
             timeline: self.plan().target.timeline,
             waits_at_the_end: self.plan().target.waits_at_the_end().then_some(self.plan().target.action),
@@ -230,13 +230,13 @@ impl Restore<'_> {
         })
     }
 
-    /// Who may be the bootstrap superuser, to log in as.
-    pub(super) fn users(&self) -> Vec<String> {
+    /// Who may be the bootstrap superuser, to log in as, and where.
+    pub(super) fn logins(&self) -> Vec<(String, &'static str)> {
         let recorded = self.backup.info.server.settings.get("bootstrap_superuser").cloned();
         let mut users: Vec<String> = recorded.into_iter().collect();
         users.extend([self.plan().owner.name.clone(), self.backup.info.server.owner.clone(), "postgres".to_owned()]);
         users.dedup();
-        users
+        users.iter().flat_map(|user| ["postgres", "template1"].map(|database| (user.clone(), database))).collect()
     }
 
     /// The configuration of this restore.

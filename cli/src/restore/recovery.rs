@@ -96,8 +96,8 @@ pub(crate) struct Watch<'a> {
     pub(crate) log_start: u64,
     pub(crate) socket_directory: PathBuf,
     pub(crate) port: u16,
-    /// Users to try: whose name the bootstrap superuser has is not in the data directory's files.
-    pub(crate) users: Vec<String>,
+    /// Users and databases to try: none of them must be there.
+    pub(crate) logins: Vec<(String, &'static str)>,
     /// The server waited at its target and was asked to leave recovery.
     pub(crate) promoting: bool,
     /// The target's: a promotion begins a later one.
@@ -112,7 +112,7 @@ impl Watch<'_> {
     /// Watches until the server has done something. An interrupt stops the server, for `retry`.
     pub(crate) fn until_it_stops(&self) -> anyhow::Result<Recovered> {
         let mut words = Log::new(&self.log, self.log_start);
-        let mut login = Login { users: self.users.clone(), client: None, next: Instant::now() };
+        let mut login = Login { candidates: self.logins.clone(), client: None, next: Instant::now() };
         let mut position = Position::default();
         let mut told = Instant::now();
         let paused_since = Instant::now();
@@ -250,7 +250,12 @@ fn verdict(seen: &Seen<'_>) -> Option<Outcome> {
                 }
                 AtEnd::NotYet | AtEnd::Told => {}
             }
-            if log.pausing && seen.in_recovery != Some(false) && (seen.paused || seen.in_recovery.is_none()) {
+            // It says so before it leaves recovery as well, and no more after that.
+            if log.pausing
+                && seen.signal
+                && seen.in_recovery != Some(false)
+                && (seen.paused || seen.in_recovery.is_none())
+            {
                 return Some(Outcome::Paused);
             }
             let left = match seen.in_recovery {
@@ -288,10 +293,13 @@ const QUESTION: &str = "SELECT in_recovery, \
 
 /// A session through the private socket, once one is possible.
 struct Login {
-    users: Vec<String>,
+    candidates: Vec<(String, &'static str)>,
     client: Option<Client>,
     next: Instant,
 }
+
+/// Refusals that stay: of a role or a database that is not there, or lets nobody in.
+const NO_LOGIN: [&str; 3] = ["does not exist", "is not permitted to log in", "is not currently accepting connections"];
 
 impl Login {
     fn look(&mut self, watch: &Watch<'_>) -> Option<Answer> {
@@ -314,16 +322,17 @@ impl Login {
         if !ready || Instant::now() < self.next {
             return;
         }
-        let Some(user) = self.users.first() else { return };
-        let conninfo = Conninfo::local(&watch.socket_directory, watch.port, user, "postgres");
+        let Some((user, database)) = self.candidates.first() else { return };
+        let conninfo = Conninfo::local(&watch.socket_directory, watch.port, user, database);
         match Client::connect(&conninfo) {
             Ok(client) => self.client = Some(client),
             Err(error) => {
                 tracing::debug!("{error:#}");
                 self.next = Instant::now() + LOGIN_PAUSE;
-                if format!("{error:#}").contains("does not exist") {
-                    // The next name at once; without any, the log and pg_control must do.
-                    self.users.remove(0);
+                let error = format!("{error:#}");
+                if NO_LOGIN.iter().any(|refusal| error.contains(refusal)) {
+                    // The next one at once; without any, the log and pg_control must do.
+                    self.candidates.remove(0);
                     self.next = Instant::now();
                 }
             }
@@ -529,6 +538,9 @@ mod tests {
         assert_eq!(verdict(&Seen { in_recovery: Some(true), paused: true, ..up.clone() }), Some(Outcome::Paused));
         let resumed = Seen { in_recovery: Some(false), signal: false, ..up };
         assert_eq!(verdict(&resumed), Some(Outcome::Promoted));
+        let unseen = Seen { in_recovery: None, ..resumed };
+        assert_eq!(verdict(&unseen), None, "the end of recovery is being written");
+        assert_eq!(verdict(&Seen { state: State::InProduction, ..unseen }), Some(Outcome::Promoted));
         let nothing = Facts::default();
         let elsewhere = seen(Condition::Up(Some(Status::Ready)), State::InArchiveRecovery, &nothing);
         assert_eq!(verdict(&Seen { in_recovery: Some(true), paused: true, ..elsewhere }), None, "somebody paused it");
