@@ -35,6 +35,7 @@ use super::plan::Plan;
 use super::session::Journal;
 use super::standby::{RECOVERY_SIGNAL, STANDBY_SIGNAL};
 use crate::postgres::binaries::Binaries;
+use crate::postgres::control::ControlFile;
 use crate::postgres::owner::Owner;
 
 /// What the files were before they were edited.
@@ -143,6 +144,30 @@ impl<'a> Configuration<'a> {
         let conf = files::read(&self.plan.data().join(CONF))?.unwrap_or_default();
         let why = "Only until the server has left recovery; `pghydrant restore` takes it out again.";
         self.write(CONF, &conf::with_block(&conf, &self.stamp(), why, &settings))
+    }
+
+    /// What a hot standby needs more of than the configuration gives: it refuses to start with less than `pg_control` has.
+    pub(crate) fn too_small(
+        &self,
+        binaries: &Binaries,
+        owner: &Owner,
+        control: &ControlFile,
+    ) -> anyhow::Result<Vec<Setting>> {
+        let needed = [
+            ("max_connections", control.max_connections),
+            ("max_worker_processes", control.max_worker_processes),
+            ("max_wal_senders", control.max_wal_senders),
+            ("max_prepared_transactions", control.max_prepared_transactions),
+            ("max_locks_per_transaction", control.max_locks_per_transaction),
+        ];
+        let mut lacking = Vec::new();
+        for (name, needed) in needed {
+            let given = effective(binaries, owner, self.plan.data(), name)?;
+            if given.parse().is_ok_and(|given: u32| given < needed) {
+                lacking.push(Setting::new(name, needed.to_string()));
+            }
+        }
+        Ok(lacking)
     }
 
     /// Takes the recovery's settings out, and leaves what stays. Can be done again.

@@ -7,6 +7,7 @@ use engine::units::Lsn;
 
 use super::Restore;
 use super::claim;
+use super::conf::Setting;
 use super::configure::Configuration;
 use super::plan::Plan;
 use super::recovery::{self, Outcome, Recovered, Watch};
@@ -39,18 +40,34 @@ impl Restore<'_> {
         loop {
             let recovered = self.recover_once(mount)?;
             let Outcome::TooSmall(setting) = &recovered.outcome else { return Ok(recovered) };
-            let known = self.session.journal.raised.insert(setting.name.clone(), setting.value.clone());
-            if known.as_ref() == Some(&setting.value) {
+            let known = self.session.journal.raised.get(&setting.name);
+            if known == Some(&setting.value) {
                 let message = format!("the server needs {} = {}, and does not take it", setting.name, setting.value);
                 return Err(recovery::failure(&message, &self.session.journal.id, &self.log()));
             }
-            self.session.save()?;
-            self.context.output.note(&format!(
-                "  {} = {} for the recovery: the original raised it after the backup",
-                setting.name, setting.value
-            ));
+            self.raise(vec![setting.clone()])?;
             instance(self.plan())?.stop(StopMode::Fast, STOP_PATIENCE)?;
         }
+    }
+
+    /// Of several settings that the original raised at once replay stops for the first, but `pg_control` has them all.
+    fn raise_what_is_known(&mut self, instance: &Instance) -> anyhow::Result<()> {
+        let owner = Owner::named(&self.plan().owner.name)
+            .or_else(|_| Owner::numbered(self.plan().owner.uid, self.plan().owner.gid))?;
+        let binaries = Binaries::in_directory(&self.plan().programs)?;
+        let lacking = self.configuration()?.too_small(&binaries, &owner, &instance.control()?)?;
+        self.raise(lacking)
+    }
+
+    /// For as long as it recovers.
+    fn raise(&mut self, settings: Vec<Setting>) -> anyhow::Result<()> {
+        for Setting { name, value } in settings {
+            self.context
+                .output
+                .note(&format!("  {name} = {value} for the recovery: the original raised it after the backup"));
+            self.session.journal.raised.insert(name, value);
+        }
+        self.session.save()
     }
 
     /// Starts the server, or finds the one that runs, and watches it until it has done something.
@@ -65,6 +82,7 @@ impl Restore<'_> {
         // Of a server that runs already, the whole log tells; one that starts now has nothing in it yet.
         let mut log_start = 0;
         if !running && !claim::has_left_recovery(self.plan(), &instance)? {
+            self.raise_what_is_known(&instance)?;
             let step = self.context.output.step("start");
             self.configuration()?.prepare_start()?;
             log_start = std::fs::metadata(self.log()).map_or(0, |metadata| metadata.len());

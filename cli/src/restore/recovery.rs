@@ -269,6 +269,7 @@ fn verdict(seen: &Seen<'_>) -> Option<Outcome> {
         {
             Some(Outcome::ShutDown)
         }
+        Condition::Down if log.too_small.is_some() => log.too_small.clone().map(Outcome::TooSmall),
         Condition::Down if !seen.signal && seen.is_a_primarys => Some(Outcome::Promoted),
         Condition::Down => {
             let reason =
@@ -390,7 +391,10 @@ impl Facts {
         }
         self.pausing |= after("LOG:  pausing at the end of recovery").is_some();
         self.shut_down_at_target |= after("LOG:  shutdown at recovery target").is_some();
-        if after("hot standby is not possible because of insufficient parameter settings").is_some() {
+        // Before it is consistent it does not pause: it gives up, and knows more at its next start.
+        if after("hot standby is not possible because of insufficient parameter settings").is_some()
+            || after("FATAL:  recovery aborted because of insufficient parameter settings").is_some()
+        {
             self.expects_too_small = true;
         } else if let (true, Some(detail)) = (self.expects_too_small, after("DETAIL:  ")) {
             self.expects_too_small = false;
@@ -567,6 +571,12 @@ mod tests {
         ]);
         let up = seen(Condition::Up(Some(Status::Ready)), State::InArchiveRecovery, &log);
         assert_eq!(verdict(&up), Some(Outcome::TooSmall(Setting::new("max_connections", "100"))));
+        let log = facts(&[
+            "FATAL:  recovery aborted because of insufficient parameter settings",
+            "DETAIL:  max_wal_senders = 10 is a lower setting than on the primary server, where its value was 12.",
+        ]);
+        let down = seen(Condition::Down, State::InArchiveRecovery, &log);
+        assert_eq!(verdict(&down), Some(Outcome::TooSmall(Setting::new("max_wal_senders", "12"))));
     }
 
     #[test]
