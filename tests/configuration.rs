@@ -199,6 +199,22 @@ fn a_configuration_outside_the_data_directory_comes_back_in_a_copy_that_stands_a
 }
 
 #[test]
+fn a_place_beside_the_data_directory_is_the_originals() -> Result<()> {
+    requires!(Postgres);
+    let settings = ["log_directory = '../log'", "external_pid_file = '../main.pid'"];
+    let world = World::with(0, &[], &settings)?;
+    world.mark("there")?;
+    world.backup()?;
+    let pid = fs::read_to_string(world.scratch.join("main.pid"))?;
+    let restored = world.restore(&["--source", "blocks"])?;
+    assert_eq!(marks(&restored)?, "there");
+    assert_eq!(restored.sql("SHOW log_directory")?, "log");
+    assert_eq!(restored.sql("SHOW external_pid_file")?, "");
+    assert_eq!(fs::read_to_string(world.scratch.join("main.pid"))?, pid, "the original's was written");
+    Ok(())
+}
+
+#[test]
 fn a_configuration_that_the_backup_could_not_read_is_named_and_a_least_one_is_written() -> Result<()> {
     requires!(Postgres);
     let debian = Debian::build()?;

@@ -400,6 +400,60 @@ fn after_a_reboot_in_the_recovery_a_retry_ends_it() -> Result<()> {
     Ok(())
 }
 
+/// The signal file is gone by then, and the new timeline is not yet in `pg_control`.
+#[test]
+fn a_crash_in_the_checkpoint_at_the_end_of_the_recovery_does_not_lead_past_the_target() -> Result<()> {
+    requires!(Postgres, Fuse);
+    let story = Story::tell()?;
+    let (world, target) = (&story.world, &story.target);
+    for by_hand in [false, true] {
+        world.restore_to(target, &["--target-name", "here", "--action", "shutdown"])?.expect_code(0)?;
+        let id = open_session(&world.pghydrant)?;
+        let promoting = world.pghydrant.start(["promote", &id])?;
+        let mut checkpointer = None;
+        wait_until("the checkpointer", DEATH, || {
+            checkpointer = servers_in(target)?.into_iter().find(|(_, words)| words.contains("checkpointer"));
+            Ok(checkpointer.is_some())
+        })?;
+        let (checkpointer, _) = checkpointer.context("no checkpointer")?;
+        kill_process(Pid::from_raw(i32::try_from(checkpointer)?).context("no process")?, Signal::STOP)?;
+        wait_until("the end of the recovery", DEATH, || Ok(!target.join("recovery.signal").exists()))?;
+        std::thread::sleep(Duration::from_millis(300));
+        let all = servers_in(target)?;
+        all.iter().try_for_each(|(pid, _)| kill(*pid))?;
+        let stopped = promoting.wait()?.expect_code(5)?;
+        wait_until("the server to be gone", DEATH, || Ok(servers_in(target)?.is_empty()))?;
+        if by_hand {
+            let server =
+                Instance { data: target.clone(), port: cluster::free_port()?, sockets: session_directory(&story) };
+            server.start()?;
+            let conf = fs::read(target.join("postgresql.conf"))?;
+            world.pghydrant.fail(["promote", &id], 5, &["left recovery on timeline 1", "hint: "])?;
+            assert_eq!(fs::read(target.join("postgresql.conf"))?, conf, "reverted");
+            world.pghydrant.fail(["cancel", &id], 2, &["has left recovery"])?;
+            server.stop("immediate")?;
+        } else {
+            drop(story.is_finished_by_retry(&format!("{stopped}"))?);
+        }
+        fs::remove_dir_all(target)?;
+    }
+    Ok(())
+}
+
+/// The processes of a server that works in `data`, with their titles.
+fn servers_in(data: &Path) -> Result<Vec<(u32, String)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let entry = entry?;
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        if fs::read_link(entry.path().join("cwd")).is_ok_and(|place| place == data) && !is_gone(pid) {
+            let words = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            found.push((pid, String::from_utf8_lossy(&words).into_owned()));
+        }
+    }
+    Ok(found)
+}
+
 /// Whether processes of a server that lost its postmaster still work in `data`.
 fn has_children_in(data: &Path) -> Result<bool> {
     for entry in fs::read_dir("/proc")? {

@@ -60,8 +60,12 @@ pub(super) fn has_left_recovery(plan: &Plan, instance: &Instance) -> anyhow::Res
 /// Whether a control file without a signal beside it is a primary's. One that was killed while it stopped, or while it
 /// recovered from a crash, shows it by its timeline alone; after a fast promotion only the end of recovery has that.
 pub(super) fn is_a_primarys(control: &ControlFile, target: Timeline) -> bool {
-    matches!(control.state, State::InProduction | State::ShutDown)
-        || control.timeline.max(control.min_recovery_timeline) > target
+    matches!(control.state, State::InProduction | State::ShutDown) || began_a_timeline(control, target)
+}
+
+/// Whether a promotion has begun a timeline of its own behind the target's.
+pub(super) fn began_a_timeline(control: &ControlFile, target: Timeline) -> bool {
+    control.timeline.max(control.min_recovery_timeline) > target
 }
 
 fn marked(plan: &Plan) -> anyhow::Result<Option<engine::units::SessionId>> {

@@ -22,7 +22,7 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use anyhow::Context as _;
 use engine::format::backup::BackupInfo;
@@ -383,21 +383,21 @@ impl<'a> Configuration<'a> {
             }
         }
         let logs = effective("log_directory")?;
-        if leads_outside(&logs, data) && !(self.plan.adopt && owner_may("-w", &logs, owner)) {
+        if leads_outside(&logs, data) && !(self.plan.adopt && owner_may("-w", &resolved(&logs, data), owner)) {
             kept.push(Setting::new("log_directory", "log"));
         }
         // Another machine: with one of these missing the server would not start.
         if effective("ssl")? == "on" {
             for name in TLS_FILES {
                 let path = effective(name)?;
-                if leads_outside(&path, data) && !owner_may("-r", &path, owner) {
+                if leads_outside(&path, data) && !owner_may("-r", &resolved(&path, data), owner) {
                     kept.push(Setting::new("ssl", "off"));
                     break;
                 }
             }
         }
         let sockets = effective("unix_socket_directories")?;
-        if !sockets.split(',').all(|directory| is_usable(directory.trim(), owner)) {
+        if !sockets.split(',').all(|directory| is_usable(directory.trim(), data, owner)) {
             kept.push(Setting::new("unix_socket_directories", "/tmp"));
         }
         if let Some(port) = self.plan.port
@@ -489,19 +489,31 @@ fn effective(binaries: &Binaries, owner: &Owner, data: &Path, name: &str) -> any
     Ok(text.strip_suffix('\n').unwrap_or(&text).to_owned())
 }
 
-/// Whether a file setting names an absolute place that is not in the data directory.
+/// Whether a file setting names a place that is not in the data directory, where the server works.
 fn leads_outside(value: &str, data: &Path) -> bool {
-    let path = Path::new(value);
-    path.is_absolute() && !path.starts_with(data)
+    !resolved(value, data).starts_with(data)
+}
+
+/// The place that a file setting names, without `.` and `..`; PostgreSQL takes these out as text, too.
+fn resolved(value: &str, data: &Path) -> PathBuf {
+    let mut place = PathBuf::new();
+    for part in data.join(value).components() {
+        match part {
+            Component::ParentDir => drop(place.pop()),
+            Component::CurDir => {}
+            other => place.push(other),
+        }
+    }
+    place
 }
 
 /// Whether the owner can make a socket there. An abstract socket (`@`) needs no directory.
-fn is_usable(directory: &str, owner: &Owner) -> bool {
-    directory.is_empty() || directory.starts_with('@') || owner_may("-w", directory, owner)
+fn is_usable(directory: &str, data: &Path, owner: &Owner) -> bool {
+    directory.is_empty() || directory.starts_with('@') || owner_may("-w", &resolved(directory, data), owner)
 }
 
 /// `test -r` or `test -w`, as the owner.
-fn owner_may(flag: &str, path: &str, owner: &Owner) -> bool {
+fn owner_may(flag: &str, path: &Path, owner: &Owner) -> bool {
     let test = owner.command("test").and_then(|mut command| Ok(command.arg(flag).arg(path).status()?));
     test.is_ok_and(|status| status.success())
 }
@@ -513,4 +525,20 @@ fn bare(text: &[u8]) -> Vec<u8> {
 
 fn hash(bytes: &[u8]) -> String {
     engine::checksum::Hash::of(bytes).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_outside_however_it_is_written() {
+        let data = Path::new("/srv/pg/data");
+        for outside in ["/var/log", "../log", "log/../../log", "/srv/pg/data/../log", "./.."] {
+            assert!(leads_outside(outside, data), "{outside}");
+        }
+        for inside in ["", "log", "./log", "../data/log", "/srv/pg/data/log"] {
+            assert!(!leads_outside(inside, data), "{inside}");
+        }
+    }
 }

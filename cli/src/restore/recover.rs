@@ -148,6 +148,9 @@ impl Restore<'_> {
     /// The action, as it was carried out: true if the server waits at its target as it was told to. What the server
     /// did instead of that is a failure of the action, and said so.
     pub(super) fn waits_at_its_target(&mut self, recovered: &Recovered) -> anyhow::Result<bool> {
+        if recovered.outcome == Outcome::Promoted {
+            self.refuse_the_old_timeline()?;
+        }
         let step = self.context.output.step("act");
         let wanted = self.plan().target.action;
         let where_ = recovered.stopped_at.clone().unwrap_or_else(|| recovered.position.to_string());
@@ -194,6 +197,25 @@ impl Restore<'_> {
                 Err(recovery::failure(&message, &self.session.journal.id, &self.log()))
             }
         }
+    }
+
+    /// A server that was killed in the checkpoint at the end of its recovery has no signal file any more: started by
+    /// somebody else, it takes its WAL for that of a crash, and replays all of it.
+    fn refuse_the_old_timeline(&self) -> anyhow::Result<()> {
+        let (plan, id) = (self.plan(), &self.session.journal.id);
+        if claim::began_a_timeline(&instance(plan)?.control()?, plan.target.timeline) {
+            return Ok(());
+        }
+        let message = format!(
+            "the server in {} left recovery on timeline {}, not on one of its own: somebody started it after a crash, and it may be past {}",
+            plan.data().display(),
+            plan.target.timeline,
+            plan.target.goal
+        );
+        let hint = format!(
+            "stop that server and remove its directory, `pghydrant cancel {id}` forgets the session; then restore again"
+        );
+        Err(Failure::new(Exit::Recovery, message).hint(hint).into())
     }
 
     /// The server's log.

@@ -45,6 +45,9 @@ const TELL_PAUSE: Duration = Duration::from_secs(1);
 const PROMOTE_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a server may take to stop after an interrupt before it is stopped at once.
 const STOP_PATIENCE: Duration = Duration::from_secs(60);
+/// The same once it has begun a timeline: it writes the checkpoint that ends the recovery, and without that a start by
+/// somebody else, with no signal file any more, would replay past the target.
+const LAST_CHECKPOINT: Duration = Duration::from_secs(15 * 60);
 
 /// What the server did.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,7 +123,9 @@ impl Watch<'_> {
         let mut vigil = self.waits_at_the_end.map(|action| Vigil::new(action, data, self.segment_bytes));
         loop {
             if self.context.interrupted() {
-                self.instance.stop(StopMode::Fast, STOP_PATIENCE)?;
+                words.read_on();
+                let patience = if words.facts.new_timeline.is_some() { LAST_CHECKPOINT } else { STOP_PATIENCE };
+                self.instance.stop(StopMode::Fast, patience)?;
                 return Err(Failure::new(Exit::Interrupted, "interrupted while the server was recovering").into());
             }
             // In this order: what is read later is never older than what is read first.
