@@ -198,6 +198,31 @@ fn a_configuration_outside_the_data_directory_comes_back_in_a_copy_that_stands_a
     Ok(())
 }
 
+/// PostgreSQL writes `postgresql.auto.conf` anew, without the comments that hid what would overrule the recovery.
+#[test]
+fn alter_system_while_a_restore_waits_loses_nothing_of_the_original() -> Result<()> {
+    requires!(Postgres);
+    let world = World::new(0)?;
+    for statement in ["log_min_messages = 'error'", "work_mem = '5MB'", "maintenance_work_mem = '34MB'"] {
+        world.cluster.sql(&format!("ALTER SYSTEM SET {statement}"))?;
+    }
+    world.backup()?;
+    world.cluster.sql("SELECT pg_create_restore_point('here')")?;
+    world.cluster.archive_wal()?;
+    let arguments = ["--source", "blocks", "--target-name", "here", "--action", "pause"];
+    world.restore_to(&world.target(), &arguments)?.expect_code(0)?;
+    let paused = Instance::running_in(&world.target())?;
+    paused.sql("ALTER SYSTEM SET work_mem = '6MB'")?;
+    paused.sql("ALTER SYSTEM RESET maintenance_work_mem")?;
+    let promoted = world.pghydrant.succeed(["promote", &open_session(&world.pghydrant)?])?;
+    promoted.expect_stderr(&["maintenance_work_mem, work_mem"])?;
+    let restored = Instance::running_in(&world.target())?;
+    let of = |name: &str| restored.sql(&format!("SHOW {name}"));
+    assert_eq!([of("log_min_messages")?, of("work_mem")?, of("maintenance_work_mem")?], ["error", "6MB", "64MB"]);
+    assert_eq!([of("archive_mode")?, of("max_logical_replication_workers")?], ["off", "0"]);
+    Ok(())
+}
+
 #[test]
 fn a_place_beside_the_data_directory_is_the_originals() -> Result<()> {
     requires!(Postgres);

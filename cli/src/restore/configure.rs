@@ -56,10 +56,14 @@ pub(crate) struct Reverted {
     pub(crate) kept: Vec<String>,
     /// Files that somebody changed meanwhile: reverted, with the change in them.
     pub(crate) changed_meanwhile: Vec<&'static str>,
+    /// What `ALTER SYSTEM` set or reset meanwhile, by name.
+    pub(crate) altered: Vec<String>,
 }
 
 const CONF: &str = "postgresql.conf";
 const AUTO: &str = "postgresql.auto.conf";
+/// In the session's directory, as the backup has it.
+const AUTO_ORIGINAL: &str = "postgresql.auto.conf.original";
 /// What the blocks that stay are marked with.
 const KEPT: &str = "kept settings";
 const KEPT_WHY: &str = "Chosen for this copy, and what keeps it out of the original's directories.";
@@ -105,7 +109,7 @@ impl<'a> Configuration<'a> {
         let session = self.plan.session_directory();
         files::write(&session.join("postgresql.conf.original"), &original_conf, 0o600, &self.plan.owner)?;
         if let Some(auto) = &original_auto {
-            files::write(&session.join("postgresql.auto.conf.original"), auto, 0o600, &self.plan.owner)?;
+            files::write(&session.join(AUTO_ORIGINAL), auto, 0o600, &self.plan.owner)?;
         }
         let originals = Originals {
             conf: had_conf.map(|bytes| hash(&bare(&bytes))),
@@ -180,7 +184,14 @@ impl<'a> Configuration<'a> {
             }
             Ok(text)
         };
-        let (conf, auto) = (original(CONF, &originals.conf)?, original(AUTO, &originals.auto)?);
+        let (conf, mut auto) = (original(CONF, &originals.conf)?, original(AUTO, &originals.auto)?);
+        let mut altered = Vec::new();
+        if let Some(saved) = files::read(&self.plan.session_directory().join(AUTO_ORIGINAL))?
+            && changed_meanwhile.contains(&AUTO)
+        {
+            let (text, names) = self.with_alterations(&saved, auto.as_deref().unwrap_or_default())?;
+            (auto, altered) = (Some(text), names);
+        }
         let kept: Vec<Setting> = originals.kept.iter().map(|(name, value)| Setting::new(name, value)).collect();
         let names: Vec<&str> = kept.iter().map(|setting| setting.name.as_str()).collect();
         // Each file in one write: a crash in between leaves the one or the other, and both keep the copy isolated.
@@ -193,7 +204,17 @@ impl<'a> Configuration<'a> {
         self.write(CONF, &conf)?;
         let left = files::read(&self.plan.data().join(CONF))?.unwrap_or_default();
         anyhow::ensure!(!conf::has_block(&left, &self.stamp()), "{CONF} still has the settings of the recovery");
-        Ok(Reverted { kept: kept.into_iter().map(|setting| setting.name).collect(), changed_meanwhile })
+        Ok(Reverted { kept: kept.into_iter().map(|setting| setting.name).collect(), changed_meanwhile, altered })
+    }
+
+    /// `ALTER SYSTEM` has written `postgresql.auto.conf` anew, without the lines that were silenced: what it changed goes
+    /// into the file as it was saved. Our own isolation, a block no more, is not the user's.
+    fn with_alterations(&self, saved: &[u8], found: &[u8]) -> anyhow::Result<(Vec<u8>, Vec<String>)> {
+        let recovery = self.recovery_settings()?;
+        let names: Vec<&str> = recovery.iter().map(|setting| setting.name.as_str()).collect();
+        let saved = bare(saved);
+        let written = conf::silenced(&saved, &self.stamp(), &names);
+        Ok(conf::merged(&saved, &self.isolated(&written), &self.isolated(&bare(found))))
     }
 
     /// Everything for a first start that somebody else makes: `postgresql.conf` stays the backup's. What it may need to

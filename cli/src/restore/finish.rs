@@ -31,13 +31,16 @@ impl Restore<'_> {
         };
         let mut instance = recover::instance(self.plan())?;
         instance.stop(StopMode::Fast, STOP_PATIENCE)?;
-        let Reverted { kept, changed_meanwhile } = self.configuration()?.revert(&originals)?;
+        let Reverted { kept, changed_meanwhile, altered } = self.configuration()?.revert(&originals)?;
         if self.plan().adopt {
             marker::remove(self.plan().data())?;
         }
         files::remove(&self.plan().data().join(staging::DIRECTORY))?;
         for name in changed_meanwhile {
             self.context.output.warning(&format!("{name} was changed meanwhile: the change stays in it"));
+        }
+        if !altered.is_empty() {
+            self.context.output.warning(&format!("as ALTER SYSTEM left them: {}", altered.join(", ")));
         }
         self.start_for_good(&mut instance)?;
         let detail = match kept.as_slice() {

@@ -12,6 +12,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use engine::io::durable;
@@ -161,6 +162,8 @@ pub(crate) struct Store {
     directory: PathBuf,
 }
 
+/// Longer than a list of sessions looks at one of them.
+const LISTING: Duration = Duration::from_millis(200);
 /// How many journals of finished restores are kept.
 const FINISHED_KEPT: usize = 50;
 
@@ -256,7 +259,13 @@ impl Store {
         let path = self.lock_path(id);
         let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
         let mut file = opened.map_err(|cause| engine::Error::io("open", &path, cause))?;
-        if file.try_lock().is_err() {
+        // Whoever lists the sessions holds it for a moment, to see whether it is free.
+        let deadline = Instant::now() + LISTING;
+        while file.try_lock().is_err() {
+            if Instant::now() < deadline {
+                std::thread::sleep(LISTING / 20);
+                continue;
+            }
             let holder = self.driver(id).map(|pid| format!(" by process {pid}")).unwrap_or_default();
             return Err(Failure::new(Exit::Failed, format!("session {id} is being driven{holder}"))
                 .hint("wait for it, or end that process first")
@@ -322,5 +331,30 @@ fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> anyhow::Result<Opti
         }
         Err(cause) if cause.kind() == ErrorKind::NotFound => Ok(None),
         Err(cause) => Err(engine::Error::io("read", path, cause).into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_list_of_sessions_does_not_keep_a_session_from_being_driven() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store { directory: directory.path().to_owned() };
+        let id: SessionId = "20261122T081500Z-3f9a1c".to_owned().try_into().unwrap();
+        let looking = File::create(store.lock_path(&id)).unwrap();
+        looking.lock_shared().unwrap();
+        let looked = std::thread::spawn(move || {
+            std::thread::sleep(LISTING / 4);
+            drop(looking);
+        });
+        let driven = store.lock(&id);
+        looked.join().unwrap();
+        let driven = driven.unwrap();
+        assert!(store.lock(&id).unwrap_err().to_string().contains("is being driven by process"));
+        drop(driven);
+        assert!(store.lock(&id).is_ok());
     }
 }
