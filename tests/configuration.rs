@@ -224,6 +224,35 @@ fn alter_system_while_a_restore_waits_loses_nothing_of_the_original() -> Result<
 }
 
 #[test]
+fn what_a_first_start_leaves_behind_is_taken_out_by_the_lines_that_the_restore_prints() -> Result<()> {
+    requires!(Postgres);
+    let world = World::new(0)?;
+    world.mark("there")?;
+    world.backup()?;
+    world.cluster.sql("SELECT pg_create_restore_point('here')")?;
+    world.cluster.archive_wal()?;
+    let target = world.target();
+    let arguments = ["--source", "blocks", "--no-start", "--target-name", "here"];
+    let finished = world.restore_to(&target, &arguments)?.expect_code(0)?;
+    let lines: Vec<&str> = finished.stdout.lines().filter(|line| line.starts_with("ALTER SYSTEM RESET ")).collect();
+    // Only the last port in the file counts, and the original has that of its own.
+    let restored =
+        Instance { data: target.clone(), port: cluster::free_port()?, sockets: world.cluster.sockets.clone() };
+    restored.configure(&format!("port = {}", restored.port))?;
+    restored.start()?;
+    process::wait_until("the promotion", std::time::Duration::from_secs(60), || {
+        Ok(restored.sql("SELECT pg_is_in_recovery()").is_ok_and(|answer| answer == "f"))
+    })?;
+    for line in lines {
+        restored.sql(line)?;
+    }
+    let left = fs::read_to_string(target.join("postgresql.auto.conf"))?;
+    ensure!(!left.contains("recovery_") && !left.contains("restore_command"), "{left}\n{finished}");
+    assert_eq!(marks(&restored)?, "there");
+    Ok(())
+}
+
+#[test]
 fn a_place_beside_the_data_directory_is_the_originals() -> Result<()> {
     requires!(Postgres);
     let settings = ["log_directory = '../log'", "external_pid_file = '../main.pid'"];

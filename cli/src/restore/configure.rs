@@ -225,10 +225,7 @@ impl<'a> Configuration<'a> {
         self.write_missing_files()?;
         let (elsewhere, kept): (Vec<_>, Vec<_>) =
             self.kept(binaries, owner)?.into_iter().partition(|setting| setting.name == "data_directory");
-        let mut settings = self.plan.target.settings();
-        settings.push(Setting::new("restore_command", self.restore_command.clone()));
-        settings.extend(dangerous_commands());
-        settings.extend(self.no_reading_ahead());
+        let settings = self.first_start_settings();
         let names = |settings: &[Setting]| settings.iter().map(|setting| setting.name.clone()).collect::<Vec<_>>();
         let silenced = |text: &[u8], stamp: &str, names: &[String]| {
             conf::silenced(text, stamp, &names.iter().map(String::as_str).collect::<Vec<_>>())
@@ -243,6 +240,15 @@ impl<'a> Configuration<'a> {
         self.write(AUTO, &conf::with_block(&auto, FIRST_START, why, &settings))?;
         self.signal()?;
         Ok(elsewhere.into_iter().next())
+    }
+
+    /// What [`Self::leave_for_first_start`] leaves, and nobody takes out again.
+    pub(crate) fn first_start_settings(&self) -> Vec<Setting> {
+        let mut settings = self.plan.target.settings();
+        settings.push(Setting::new("restore_command", self.restore_command.clone()));
+        settings.extend(dangerous_commands());
+        settings.extend(self.no_reading_ahead());
+        settings
     }
 
     /// Says to PostgreSQL that it recovers from an archive, and whether it opens at the end. It removes both files when

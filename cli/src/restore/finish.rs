@@ -100,8 +100,10 @@ impl Restore<'_> {
 
     /// `--no-start`: the directory is the backup's, and its first start recovers.
     pub(super) fn finish_without_start(&mut self) -> anyhow::Result<Exit> {
+        let left = self.configuration()?.first_start_settings();
+        let left: Vec<String> = left.into_iter().map(|setting| setting.name).collect();
         self.end_session()?;
-        report::not_started(self.session, &self.backup.info, self.context);
+        report::not_started(self.session, &self.backup.info, &left, self.context);
         Ok(Exit::Done)
     }
 
