@@ -400,6 +400,25 @@ fn after_a_reboot_in_the_recovery_a_retry_ends_it() -> Result<()> {
     Ok(())
 }
 
+/// `/proc/self/exe` of the old one ends in `(deleted)`, and PostgreSQL would be given that to fetch WAL with.
+#[test]
+fn a_binary_that_is_replaced_while_a_restore_copies_fetches_the_wal() -> Result<()> {
+    requires!(Postgres, Fuse);
+    let story = Story::tell()?;
+    let (to, port) = (story.target.display().to_string(), cluster::free_port()?.to_string());
+    let arguments = ["--to", &to, "--port", &port, "--target-name", "here"];
+    let mut running = story.world.pghydrant.start(story.world.repository.arguments(&["restore"], &arguments))?;
+    running.wait_for_output("the mount", |seen| seen.lines().any(|line| line.starts_with("  mount ")))?;
+    let binary = &story.world.pghydrant.binary;
+    let update = binary.with_extension("new");
+    fs::hard_link(binary, &update)?;
+    fs::remove_file(binary)?;
+    fs::rename(&update, binary)?;
+    running.wait()?.expect_code(0)?;
+    assert_eq!(marks(&Instance::running_in(&story.target)?)?, "wanted");
+    Ok(())
+}
+
 /// The signal file is gone by then, and the new timeline is not yet in `pg_control`.
 #[test]
 fn a_crash_in_the_checkpoint_at_the_end_of_the_recovery_does_not_lead_past_the_target() -> Result<()> {
@@ -422,7 +441,9 @@ fn a_crash_in_the_checkpoint_at_the_end_of_the_recovery_does_not_lead_past_the_t
         let all = servers_in(target)?;
         all.iter().try_for_each(|(pid, _)| kill(*pid))?;
         let stopped = promoting.wait()?.expect_code(5)?;
-        wait_until("the server to be gone", DEATH, || Ok(servers_in(target)?.is_empty()))?;
+        // Not even a zombie is left, which PostgreSQL takes for a postmaster.
+        let is_there = |(pid, _): &(u32, String)| Path::new(&format!("/proc/{pid}")).exists();
+        wait_until("the server to be gone", DEATH, || Ok(!all.iter().any(is_there)))?;
         if by_hand {
             let server =
                 Instance { data: target.clone(), port: cluster::free_port()?, sockets: session_directory(&story) };

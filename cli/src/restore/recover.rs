@@ -281,7 +281,9 @@ impl Restore<'_> {
 
     /// The configuration of this restore.
     pub(super) fn configuration(&self) -> anyhow::Result<Configuration<'_>> {
-        let program = std::env::current_exe()?;
+        // Where an update has replaced the binary meanwhile, the running one has no name any more.
+        let planned = &self.plan().program;
+        let program = if planned.is_file() { planned.clone() } else { std::env::current_exe()? };
         Ok(Configuration::new(&self.session.journal, &self.backup.info, &program))
     }
 }

@@ -9,7 +9,7 @@
 //! dies. Whose a data directory is, the map in it says, to restores that know another state directory as well.
 
 use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use super::configure::Originals;
 use super::plan::Plan;
 use crate::exit::{Exit, Failure};
+use crate::random;
 
 /// How far a restore is: the step that has begun, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -290,12 +291,7 @@ impl Store {
     /// they are in.
     fn free_id(&self, now: Timestamp) -> anyhow::Result<SessionId> {
         loop {
-            let mut random = [0; 3];
-            let source = Path::new("/dev/urandom");
-            let read = File::open(source).and_then(|mut file| file.read_exact(&mut random));
-            read.map_err(|cause| engine::Error::io("read", source, cause))?;
-            let [a, b, c] = random;
-            let text = format!("{}-{a:02x}{b:02x}{c:02x}", now.strftime("%Y%m%dT%H%M%SZ"));
+            let text = format!("{}-{}", now.strftime("%Y%m%dT%H%M%SZ"), random::digits()?);
             let id = SessionId::try_from(text).map_err(anyhow::Error::msg)?;
             let path = self.lock_path(&id);
             match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
