@@ -235,6 +235,9 @@ fn a_standby_that_waits_before_the_end_of_the_backup_is_not_taken_for_one_at_the
     let world = World::new(1)?;
     world.mark("before")?;
     let (dbname, target) = (world.cluster.connection_string(), world.target());
+    // A checkpoint with much to write: its record is then mostly in a later segment than the place to replay from, and
+    // without that record the server does not even begin.
+    world.cluster.sql("UPDATE pgbench_accounts SET abalance = abalance + 1")?;
     let mut backup = world.pghydrant.start(world.repository.arguments(&["backup"], &["--dbname", &dbname]))?;
     let mut switches = 0;
     while backup.try_status()?.is_none() {

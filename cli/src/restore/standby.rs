@@ -28,6 +28,8 @@ pub(super) const RECOVERY_SIGNAL: &str = "recovery.signal";
 /// Recover, then ask for more.
 pub(super) const STANDBY_SIGNAL: &str = "standby.signal";
 
+/// Where a backup's recovery begins.
+const BACKUP_LABEL: &str = "backup_label";
 /// Where `wal fetch` notes what is not there, in the staging directory.
 const ABSENT: &str = "absent";
 /// How many times the segment behind the end must have been absent: see above.
@@ -118,7 +120,9 @@ impl Vigil {
             }
             return Ok(AtEnd::NotYet);
         }
-        if self.since.is_none() && instance.control()?.backup_start != Lsn(0) {
+        // It puts the label aside once it has found the checkpoint to begin at: before that it has replayed nothing.
+        let has_begun = || !instance.data_directory().join(BACKUP_LABEL).exists();
+        if self.since.is_none() && !(has_begun() && instance.control()?.backup_start == Lsn(0)) {
             return Ok(AtEnd::Inconsistent);
         }
         let since = *self.since.get_or_insert_with(Instant::now);
