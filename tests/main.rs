@@ -26,6 +26,7 @@ mod reboots;
 mod refusals;
 mod retarget;
 mod standby;
+mod tablespaces;
 mod targets;
 mod timelines;
 mod versions;
