@@ -135,7 +135,7 @@ fn memory() -> Result<()> {
                 let path = &path;
                 scope.spawn(move || -> Result<()> {
                     // Half of them as the copier reads: a whole reply each.
-                    let past_the_cache = reader % 2 == 0;
+                    let past_the_cache = reader.is_multiple_of(2);
                     let file = if past_the_cache { direct(path)? } else { File::open(path)? };
                     let mut out = vec![0; if past_the_cache { 1 << 20 } else { 8192 }];
                     let places = LARGE_BYTES as u64 - out.len() as u64;
