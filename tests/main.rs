@@ -9,6 +9,7 @@
 #[macro_use]
 mod support;
 
+mod adopt;
 mod archive;
 mod backups;
 mod configuration;
