@@ -29,7 +29,7 @@ fn a_tablespace_created_after_the_backup_is_never_replayed_into_the_originals_fi
     ensure!(refused.stderr.contains("choose a target before"), "{refused}");
     ensure!(!world.target().exists(), "something was touched");
 
-    let time = world.cluster.sql(&format!("SELECT min(at) FROM marks WHERE name = 'a'"))?;
+    let time = world.cluster.sql("SELECT min(at) FROM marks WHERE name = 'a'")?;
     for earlier in [["--target-lsn", &before], ["--target-time", &time]] {
         let restored = world.restore(&earlier)?;
         assert_eq!(marks(&restored)?, "a", "{earlier:?}");
