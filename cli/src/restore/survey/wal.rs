@@ -180,7 +180,8 @@ pub(super) fn wal_facts(
         facts.archived = reach.and_then(|reach| Timestamp::from_second(reach.archived?).ok());
         return Ok(facts);
     }
-    let Some(binaries) = binaries.filter(|_| facts.missing.is_empty()) else { return Ok(facts) };
+    let searcher = binaries.filter(|found| facts.missing.is_empty() && found.has(PG_WALDUMP));
+    let Some(binaries) = searcher else { return Ok(facts) };
     match &request.goal {
         Goal::Time(_) => {
             let until = facts.gaps.first().map(|gap| gap.start(segment_bytes)).or(end);
