@@ -198,6 +198,76 @@ fn a_configuration_outside_the_data_directory_comes_back_in_a_copy_that_stands_a
     Ok(())
 }
 
+/// PostgreSQL writes `postgresql.auto.conf` anew, without the comments that hid what would overrule the recovery.
+#[test]
+fn alter_system_while_a_restore_waits_loses_nothing_of_the_original() -> Result<()> {
+    requires!(Postgres);
+    let world = World::new(0)?;
+    for statement in ["log_min_messages = 'error'", "work_mem = '5MB'", "maintenance_work_mem = '34MB'"] {
+        world.cluster.sql(&format!("ALTER SYSTEM SET {statement}"))?;
+    }
+    world.backup()?;
+    world.cluster.sql("SELECT pg_create_restore_point('here')")?;
+    world.cluster.archive_wal()?;
+    let arguments = ["--source", "blocks", "--target-name", "here", "--action", "pause"];
+    world.restore_to(&world.target(), &arguments)?.expect_code(0)?;
+    let paused = Instance::running_in(&world.target())?;
+    paused.sql("ALTER SYSTEM SET work_mem = '6MB'")?;
+    paused.sql("ALTER SYSTEM RESET maintenance_work_mem")?;
+    let promoted = world.pghydrant.succeed(["promote", &open_session(&world.pghydrant)?])?;
+    promoted.expect_stderr(&["maintenance_work_mem, work_mem"])?;
+    let restored = Instance::running_in(&world.target())?;
+    let of = |name: &str| restored.sql(&format!("SHOW {name}"));
+    assert_eq!([of("log_min_messages")?, of("work_mem")?, of("maintenance_work_mem")?], ["error", "6MB", "64MB"]);
+    assert_eq!([of("archive_mode")?, of("max_logical_replication_workers")?], ["off", "0"]);
+    Ok(())
+}
+
+#[test]
+fn what_a_first_start_leaves_behind_is_taken_out_by_the_lines_that_the_restore_prints() -> Result<()> {
+    requires!(Postgres);
+    let world = World::new(0)?;
+    world.mark("there")?;
+    world.backup()?;
+    world.cluster.sql("SELECT pg_create_restore_point('here')")?;
+    world.cluster.archive_wal()?;
+    let target = world.target();
+    let arguments = ["--source", "blocks", "--no-start", "--target-name", "here"];
+    let finished = world.restore_to(&target, &arguments)?.expect_code(0)?;
+    let lines: Vec<&str> = finished.stdout.lines().filter(|line| line.starts_with("ALTER SYSTEM RESET ")).collect();
+    // Only the last port in the file counts, and the original has that of its own.
+    let restored =
+        Instance { data: target.clone(), port: cluster::free_port()?, sockets: world.cluster.sockets.clone() };
+    restored.configure(&format!("port = {}", restored.port))?;
+    restored.start()?;
+    process::wait_until("the promotion", std::time::Duration::from_secs(60), || {
+        Ok(restored.sql("SELECT pg_is_in_recovery()").is_ok_and(|answer| answer == "f"))
+    })?;
+    for line in lines {
+        restored.sql(line)?;
+    }
+    let left = fs::read_to_string(target.join("postgresql.auto.conf"))?;
+    ensure!(!left.contains("recovery_") && !left.contains("restore_command"), "{left}\n{finished}");
+    assert_eq!(marks(&restored)?, "there");
+    Ok(())
+}
+
+#[test]
+fn a_place_beside_the_data_directory_is_the_originals() -> Result<()> {
+    requires!(Postgres);
+    let settings = ["log_directory = '../log'", "external_pid_file = '../main.pid'"];
+    let world = World::with(0, &[], &settings)?;
+    world.mark("there")?;
+    world.backup()?;
+    let pid = fs::read_to_string(world.scratch.join("main.pid"))?;
+    let restored = world.restore(&["--source", "blocks"])?;
+    assert_eq!(marks(&restored)?, "there");
+    assert_eq!(restored.sql("SHOW log_directory")?, "log");
+    assert_eq!(restored.sql("SHOW external_pid_file")?, "");
+    assert_eq!(fs::read_to_string(world.scratch.join("main.pid"))?, pid, "the original's was written");
+    Ok(())
+}
+
 #[test]
 fn a_configuration_that_the_backup_could_not_read_is_named_and_a_least_one_is_written() -> Result<()> {
     requires!(Postgres);

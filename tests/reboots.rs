@@ -289,6 +289,11 @@ fn what_a_server_wrote_that_somebody_started_after_a_crash_is_not_overwritten() 
             Ok(by_hand.sql("SELECT pg_is_in_recovery()").is_ok_and(|answer| answer == "f"))
         })?;
         by_hand.sql("CREATE TABLE since AS SELECT generate_series(1, 10000) AS id; CHECKPOINT")?;
+        if met == 2 {
+            by_hand.stop("immediate")?;
+        }
+        let id = open_session(&story.world.pghydrant)?;
+        story.world.pghydrant.fail(["cancel", &id], 2, &["has left recovery", "hint: `pghydrant retry "])?;
         let restored = story.is_finished_by_retry(&format!("{killed}"))?;
         assert_eq!(restored.number("SELECT count(*) FROM since")?, 10_000);
         restored.check_relations()?;
@@ -302,6 +307,34 @@ fn what_a_server_wrote_that_somebody_started_after_a_crash_is_not_overwritten() 
 
 fn session_directory(story: &Story) -> PathBuf {
     story.target.join("pghydrant.session")
+}
+
+/// `pg_control` of a server that was killed while it stopped says neither "in production" nor "shut down".
+#[test]
+fn a_promoted_server_that_was_killed_while_it_stopped_is_finished_and_not_cancelled() -> Result<()> {
+    requires!(Postgres, Fuse);
+    let story = Story::tell()?;
+    let (world, target) = (&story.world, &story.target);
+    world.restore_to(target, &["--target-name", "here", "--action", "pause"])?.expect_code(0)?;
+    let id = open_session(&world.pghydrant)?;
+    let promote = Run::new(tools::postgres_program("pg_ctl")?).user(OsUser::server()).args(["promote", "-w", "-D"]);
+    promote.arg(target).succeed()?;
+    let promoted = Instance::running_in(target)?;
+    promoted.sql("CREATE TABLE since (); CHECKPOINT")?;
+    promoted.stop("immediate")?;
+    const SHUTTING_DOWN: u32 = 3;
+    let path = target.join("global/pg_control");
+    let mut control = fs::read(&path)?;
+    control[16..20].copy_from_slice(&SHUTTING_DOWN.to_le_bytes());
+    let sum = crc32c::crc32c(&control[..288]);
+    control[288..292].copy_from_slice(&sum.to_le_bytes());
+    fs::write(&path, control)?;
+    world.pghydrant.fail(["cancel", &id], 2, &["has left recovery", "hint: `pghydrant promote "])?;
+    world.pghydrant.succeed(["promote", &id])?;
+    let restored = Instance::running_in(target)?;
+    assert_eq!(restored.sql("SELECT count(*) FROM since")?, "0");
+    assert_eq!(marks(&restored)?, "wanted");
+    Ok(())
 }
 
 #[test]
@@ -365,6 +398,81 @@ fn after_a_reboot_in_the_recovery_a_retry_ends_it() -> Result<()> {
         fs::remove_dir_all(&story.target)?;
     }
     Ok(())
+}
+
+/// `/proc/self/exe` of the old one ends in `(deleted)`, and PostgreSQL would be given that to fetch WAL with.
+#[test]
+fn a_binary_that_is_replaced_while_a_restore_copies_fetches_the_wal() -> Result<()> {
+    requires!(Postgres, Fuse);
+    let story = Story::tell()?;
+    let (to, port) = (story.target.display().to_string(), cluster::free_port()?.to_string());
+    let arguments = ["--to", &to, "--port", &port, "--target-name", "here"];
+    let mut running = story.world.pghydrant.start(story.world.repository.arguments(&["restore"], &arguments))?;
+    running.wait_for_output("the mount", |seen| seen.lines().any(|line| line.starts_with("  mount ")))?;
+    let binary = &story.world.pghydrant.binary;
+    let update = binary.with_extension("new");
+    fs::hard_link(binary, &update)?;
+    fs::remove_file(binary)?;
+    fs::rename(&update, binary)?;
+    running.wait()?.expect_code(0)?;
+    assert_eq!(marks(&Instance::running_in(&story.target)?)?, "wanted");
+    Ok(())
+}
+
+/// The signal file is gone by then, and the new timeline is not yet in `pg_control`.
+#[test]
+fn a_crash_in_the_checkpoint_at_the_end_of_the_recovery_does_not_lead_past_the_target() -> Result<()> {
+    requires!(Postgres, Fuse);
+    let story = Story::tell()?;
+    let (world, target) = (&story.world, &story.target);
+    for by_hand in [false, true] {
+        world.restore_to(target, &["--target-name", "here", "--action", "shutdown"])?.expect_code(0)?;
+        let id = open_session(&world.pghydrant)?;
+        let promoting = world.pghydrant.start(["promote", &id])?;
+        let mut checkpointer = None;
+        wait_until("the checkpointer", DEATH, || {
+            checkpointer = servers_in(target)?.into_iter().find(|(_, words)| words.contains("checkpointer"));
+            Ok(checkpointer.is_some())
+        })?;
+        let (checkpointer, _) = checkpointer.context("no checkpointer")?;
+        kill_process(Pid::from_raw(i32::try_from(checkpointer)?).context("no process")?, Signal::STOP)?;
+        wait_until("the end of the recovery", DEATH, || Ok(!target.join("recovery.signal").exists()))?;
+        std::thread::sleep(Duration::from_millis(300));
+        let all = servers_in(target)?;
+        all.iter().try_for_each(|(pid, _)| kill(*pid))?;
+        let stopped = promoting.wait()?.expect_code(5)?;
+        // Not even a zombie is left, which PostgreSQL takes for a postmaster.
+        let is_there = |(pid, _): &(u32, String)| Path::new(&format!("/proc/{pid}")).exists();
+        wait_until("the server to be gone", DEATH, || Ok(!all.iter().any(is_there)))?;
+        if by_hand {
+            let server =
+                Instance { data: target.clone(), port: cluster::free_port()?, sockets: session_directory(&story) };
+            server.start()?;
+            let conf = fs::read(target.join("postgresql.conf"))?;
+            world.pghydrant.fail(["promote", &id], 5, &["left recovery on timeline 1", "hint: "])?;
+            assert_eq!(fs::read(target.join("postgresql.conf"))?, conf, "reverted");
+            world.pghydrant.fail(["cancel", &id], 2, &["has left recovery"])?;
+            server.stop("immediate")?;
+        } else {
+            drop(story.is_finished_by_retry(&format!("{stopped}"))?);
+        }
+        fs::remove_dir_all(target)?;
+    }
+    Ok(())
+}
+
+/// The processes of a server that works in `data`, with their titles.
+fn servers_in(data: &Path) -> Result<Vec<(u32, String)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let entry = entry?;
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        if fs::read_link(entry.path().join("cwd")).is_ok_and(|place| place == data) && !is_gone(pid) {
+            let words = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            found.push((pid, String::from_utf8_lossy(&words).into_owned()));
+        }
+    }
+    Ok(found)
 }
 
 /// Whether processes of a server that lost its postmaster still work in `data`.

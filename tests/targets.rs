@@ -289,6 +289,94 @@ fn a_pause_is_kept_where_the_original_allows_no_hot_standby() -> Result<()> {
     Ok(())
 }
 
+/// What the server did is read from its log, in the words of its defaults.
+#[test]
+fn an_action_is_seen_however_the_original_logs() -> Result<()> {
+    requires!(Postgres, Fuse);
+    let settings = ["log_error_verbosity = verbose", "log_min_messages = fatal"];
+    let world = World::with(1, &[], &settings)?;
+    world.backup()?;
+    world.mark("a")?;
+    world.cluster.sql("SELECT pg_create_restore_point('after_a')")?;
+    world.mark("b")?;
+    world.cluster.archive_wal()?;
+    for action in ["pause", "shutdown"] {
+        world.restore_to(&world.target(), &["--target-name", "after_a", "--action", action])?.expect_code(0)?;
+        let id = open_session(&world.pghydrant)?;
+        world.pghydrant.succeed(["promote", &id])?;
+        let promoted = Instance::running_in(&world.target())?;
+        ensure!(marks(&promoted)? == "a", "{action}");
+        drop(promoted);
+        std::fs::remove_dir_all(world.target())?;
+    }
+    Ok(())
+}
+
+/// Whether a superuser other than `postgres` says so, and in another database, or nobody can: a pause ends.
+#[test]
+fn a_pause_is_promoted_where_neither_the_role_nor_the_database_is_called_postgres() -> Result<()> {
+    requires!(Postgres, Fuse);
+    let scratch = Scratch::new()?;
+    let pghydrant = Pghydrant::new(&scratch)?;
+    let repository = Repository::init(&scratch, &pghydrant)?;
+    let build = Cluster::build(&scratch, "original").archive_to(&pghydrant, &repository, "main");
+    let cluster = build.initdb("--username=app").start()?;
+    let ask = |instance: &Instance, statement: &str| -> Result<String> {
+        let psql = instance.client("psql")?.env("PGUSER", "app").args(["-XAtq", "-d", "template1", "-c", statement]);
+        Ok(psql.succeed()?.stdout.trim_end().to_owned())
+    };
+    ask(&cluster, "DROP DATABASE postgres")?;
+    let login = cluster.connection_string().replace("user=postgres dbname=postgres", "user=app dbname=template1");
+    pghydrant.succeed(repository.arguments(&["backup"], &["--dbname", &login]))?;
+    ask(&cluster, "SELECT pg_create_restore_point('here')")?;
+    let segment = ask(&cluster, "SELECT pg_walfile_name(pg_switch_wal())")?;
+    wait_until("archiving", Duration::from_secs(60), || {
+        Ok(ask(&cluster, "SELECT coalesce(last_archived_wal, '') FROM pg_stat_archiver")? >= segment)
+    })?;
+    let target = scratch.join("restored");
+    for nobody in [false, true] {
+        let port = cluster::free_port()?.to_string();
+        let arguments = ["--port", &port, "--target-name", "here", "--action", "pause"];
+        repository.restore(&target, &arguments)?.expect_code(0)?;
+        let paused = Instance::running_in(&target)?;
+        assert_eq!(ask(&paused, "SELECT pg_get_wal_replay_pause_state()")?, "paused");
+        if nobody {
+            std::fs::write(target.join("pghydrant.session/pg_hba.conf"), "local all all reject\n")?;
+            ask(&paused, "SELECT pg_reload_conf()")?;
+        }
+        let id = open_session(&pghydrant)?;
+        pghydrant.succeed(["promote", &id])?;
+        let promoted = Instance::running_in(&target)?;
+        assert_eq!(ask(&promoted, "SELECT pg_is_in_recovery()")?, "f");
+        drop((paused, promoted));
+        std::fs::remove_dir_all(&target)?;
+    }
+    Ok(())
+}
+
+/// Replay stops for the first of them, and a hot standby refuses to start without the others.
+#[test]
+fn several_settings_that_the_original_raised_after_the_backup_are_raised_for_the_recovery() -> Result<()> {
+    requires!(Postgres, Fuse);
+    let world = World::new(1)?;
+    world.backup()?;
+    for line in ["max_connections = 150", "max_wal_senders = 14", "max_locks_per_transaction = 90"] {
+        world.cluster.configure(line)?;
+    }
+    world.cluster.restart()?;
+    world.mark("a")?;
+    world.cluster.sql("SELECT pg_create_restore_point('after_a')")?;
+    world.cluster.archive_wal()?;
+    let arguments = ["--target-name", "after_a", "--action", "pause"];
+    let restored = world.restore_to(&world.target(), &arguments)?.expect_code(0)?;
+    restored.expect_stderr(&["max_connections = 150", "max_wal_senders = 14", "max_locks_per_transaction = 90"])?;
+    assert_eq!(marks(&Instance::running_in(&world.target())?)?, "a");
+    world.pghydrant.succeed(["promote", &open_session(&world.pghydrant)?])?;
+    let promoted = Instance::running_in(&world.target())?;
+    assert_eq!(promoted.sql("SHOW max_connections")?, "100", "only for the recovery");
+    Ok(())
+}
+
 /// A transaction with more subtransactions than a standby is told of, open from the backup to the end.
 #[test]
 fn a_pause_that_nobody_can_look_into_is_a_failure() -> Result<()> {

@@ -20,6 +20,7 @@ mod mount;
 mod options;
 mod output;
 mod postgres;
+mod random;
 mod restore;
 mod sessions;
 mod settings;

@@ -57,6 +57,8 @@ const SETTINGS: [&str; 25] = [
     "wal_level",
     "wal_segment_size",
 ];
+/// `BOOTSTRAP_SUPERUSERID`: who `initdb` made.
+const BOOTSTRAP_SUPERUSER: u32 = 10;
 /// Not to be shown by `show --json`: may hold a password.
 const SECRET: [&str; 2] = ["primary_conninfo", "ssl_passphrase_command"];
 
@@ -309,6 +311,11 @@ fn server_info(client: &Client, data: &Path, control: &ControlFile, owner: &Owne
         if !SECRET.contains(&name.as_str()) {
             settings.insert(name, setting.unwrap_or_default());
         }
+    }
+    // Whose name stands in no file of the data directory, and who can log in whatever else happened to the roles.
+    let superuser = client.query("SELECT rolname::text FROM pg_roles WHERE oid = $1", &[&BOOTSTRAP_SUPERUSER])?;
+    if let Some(row) = superuser.first() {
+        settings.insert("bootstrap_superuser".to_owned(), value(row, 0)?);
     }
     let statistics = client.query("SELECT name, setting FROM pg_settings WHERE name = 'stats_temp_directory'", &[])?;
     for row in &statistics {

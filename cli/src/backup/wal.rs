@@ -73,7 +73,8 @@ impl<'a> WalSupply<'a> {
         // A standby's WAL is its primary's to archive: whether that is done is seen, not asked.
         let archiving =
             upstream.is_some() || client.one::<String>("SELECT current_setting('archive_mode')", &[])? != "off";
-        let name = format!("pghydrant_{}", std::process::id());
+        // Backups from two containers may have the same process id.
+        let name = format!("pghydrant_{}_{}", std::process::id(), crate::random::digits()?);
         let slot = match client.query("SELECT pg_create_physical_replication_slot($1, true, true)", &[&name]) {
             Ok(_) => Some(name),
             Err(error) if archiving => {

@@ -5,11 +5,12 @@
 
 use engine::hydration;
 use engine::io::LocalDisk;
+use engine::units::Timeline;
 
 use super::plan::Plan;
 use super::session::{Journal, Phase};
 use crate::exit::{Exit, Failure};
-use crate::postgres::control;
+use crate::postgres::control::{self, ControlFile, State};
 use crate::postgres::instance::Instance;
 
 /// What a session may do in its data directory.
@@ -50,11 +51,21 @@ pub(super) fn is_ours(journal: &Journal) -> anyhow::Result<bool> {
     Ok(marked(&journal.plan)?.as_ref() == Some(&journal.id))
 }
 
-/// The server ended recovery, and may have stopped since: its signal file is gone and `pg_control` is a primary's.
+/// The server ended recovery, and may have stopped since, in whatever way: its signal file is gone and `pg_control` is
+/// a primary's. In this order: a copy's `pg_control` says "in production" until the server has read the signal.
 pub(super) fn has_left_recovery(plan: &Plan, instance: &Instance) -> anyhow::Result<bool> {
-    use crate::postgres::control::State;
-    let primary = matches!(instance.control()?.state, State::InProduction | State::ShutDown);
-    Ok(primary && !super::standby::is_signalled(plan.data()))
+    Ok(!super::standby::is_signalled(plan.data()) && is_a_primarys(&instance.control()?, plan.target.timeline))
+}
+
+/// Whether a control file without a signal beside it is a primary's. One that was killed while it stopped, or while it
+/// recovered from a crash, shows it by its timeline alone; after a fast promotion only the end of recovery has that.
+pub(super) fn is_a_primarys(control: &ControlFile, target: Timeline) -> bool {
+    matches!(control.state, State::InProduction | State::ShutDown) || began_a_timeline(control, target)
+}
+
+/// Whether a promotion has begun a timeline of its own behind the target's.
+pub(super) fn began_a_timeline(control: &ControlFile, target: Timeline) -> bool {
+    control.timeline.max(control.min_recovery_timeline) > target
 }
 
 fn marked(plan: &Plan) -> anyhow::Result<Option<engine::units::SessionId>> {

@@ -13,6 +13,8 @@
 //!
 //! This file depends on nothing, so that the fuzzer can include it.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 /// One setting, as it will be written: the value is quoted by [`with_block`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Setting {
@@ -96,7 +98,7 @@ pub(crate) fn has_block(text: &[u8], stamp: &str) -> bool {
 
 /// `text` with every line that sets one of `names` commented out under `stamp`.
 pub(crate) fn silenced(text: &[u8], stamp: &str, names: &[&str]) -> Vec<u8> {
-    let silent: std::collections::BTreeSet<usize> = entries(text)
+    let silent: BTreeSet<usize> = entries(text)
         .into_iter()
         .filter(|entry| names.contains(&entry.name.as_str()))
         .map(|entry| entry.line)
@@ -116,6 +118,36 @@ pub(crate) fn silenced(text: &[u8], stamp: &str, names: &[&str]) -> Vec<u8> {
 pub(crate) fn restored(text: &[u8], stamp: &str) -> Vec<u8> {
     let prefix = silence(stamp);
     lines(text).flat_map(|line| line.strip_prefix(prefix.as_bytes()).unwrap_or(line)).copied().collect()
+}
+
+/// `original` with what somebody set or unset in `found`, a file that began as `written`, and the names of that. For a
+/// file that PostgreSQL has written anew: it keeps no comment, and so nothing of what [`silenced`] left in one.
+pub(crate) fn merged(original: &[u8], written: &[u8], found: &[u8]) -> (Vec<u8>, Vec<String>) {
+    let values = |text: &[u8]| -> BTreeMap<String, String> {
+        entries(text).into_iter().map(|entry| (entry.name, entry.value)).collect()
+    };
+    let (before, given, now) = (values(original), values(written), values(found));
+    // What is as it was before stays, so that it can be done again.
+    let set = now.into_iter().filter(|(name, value)| given.get(name) != Some(value) && before.get(name) != Some(value));
+    let set: BTreeMap<String, String> = set.collect();
+    let found: Vec<String> = entries(found).into_iter().map(|entry| entry.name).collect();
+    let unset = given.into_keys().filter(|name| !found.contains(name));
+    let names: BTreeSet<String> = set.keys().cloned().chain(unset).collect();
+    let gone: BTreeSet<usize> =
+        entries(original).into_iter().filter(|entry| names.contains(&entry.name)).map(|entry| entry.line).collect();
+    let mut out: Vec<u8> = lines(original)
+        .enumerate()
+        .filter(|(number, _)| !gone.contains(number))
+        .flat_map(|(_, line)| line)
+        .copied()
+        .collect();
+    if out.last().is_some_and(|byte| *byte != b'\n') {
+        out.push(b'\n');
+    }
+    for (name, value) in set {
+        out.extend_from_slice(format!("{name} = {}\n", quoted(&value)).as_bytes());
+    }
+    (out, names.into_iter().collect())
 }
 
 /// Every line that sets something, in order. Lines that PostgreSQL would refuse are left out.
@@ -316,6 +348,22 @@ mod tests {
         let silent = silenced(text, STAMP, &["recovery_target_name", "port"]);
         assert_eq!(entries(&silent).len(), 1);
         assert_eq!(restored(&silent, STAMP), text);
+    }
+
+    #[test]
+    fn what_was_silenced_survives_a_file_that_postgresql_wrote_anew() {
+        let original = b"# Do not edit\nport = 1\nwork_mem = '4MB'\nrestore_command = 'cp'\nssl = on";
+        let written = silenced(original, STAMP, &["port", "restore_command"]);
+        let found = b"# Do not edit\nport = '7'\nwork_mem = '5MB'\n";
+        let (text, names) = merged(original, &written, found);
+        let wanted = "# Do not edit\nrestore_command = 'cp'\nport = '7'\nwork_mem = '5MB'\n";
+        assert_eq!(String::from_utf8_lossy(&text), wanted);
+        assert_eq!(names, ["port", "ssl", "work_mem"]);
+        assert_eq!(merged(original, &written, &text).0, text, "again");
+        assert_eq!(
+            merged(original, &written, &written),
+            (b"# Do not edit\nport = 1\nwork_mem = '4MB'\nrestore_command = 'cp'\nssl = on\n".to_vec(), vec![])
+        );
     }
 
     /// Lines that look like a configuration's, with and without their line break, quotes and carriage returns.

@@ -22,7 +22,7 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use anyhow::Context as _;
 use engine::format::backup::BackupInfo;
@@ -35,6 +35,7 @@ use super::plan::Plan;
 use super::session::Journal;
 use super::standby::{RECOVERY_SIGNAL, STANDBY_SIGNAL};
 use crate::postgres::binaries::Binaries;
+use crate::postgres::control::ControlFile;
 use crate::postgres::owner::Owner;
 
 /// What the files were before they were edited.
@@ -55,10 +56,14 @@ pub(crate) struct Reverted {
     pub(crate) kept: Vec<String>,
     /// Files that somebody changed meanwhile: reverted, with the change in them.
     pub(crate) changed_meanwhile: Vec<&'static str>,
+    /// What `ALTER SYSTEM` set or reset meanwhile, by name.
+    pub(crate) altered: Vec<String>,
 }
 
 const CONF: &str = "postgresql.conf";
 const AUTO: &str = "postgresql.auto.conf";
+/// In the session's directory, as the backup has it.
+const AUTO_ORIGINAL: &str = "postgresql.auto.conf.original";
 /// What the blocks that stay are marked with.
 const KEPT: &str = "kept settings";
 const KEPT_WHY: &str = "Chosen for this copy, and what keeps it out of the original's directories.";
@@ -104,7 +109,7 @@ impl<'a> Configuration<'a> {
         let session = self.plan.session_directory();
         files::write(&session.join("postgresql.conf.original"), &original_conf, 0o600, &self.plan.owner)?;
         if let Some(auto) = &original_auto {
-            files::write(&session.join("postgresql.auto.conf.original"), auto, 0o600, &self.plan.owner)?;
+            files::write(&session.join(AUTO_ORIGINAL), auto, 0o600, &self.plan.owner)?;
         }
         let originals = Originals {
             conf: had_conf.map(|bytes| hash(&bare(&bytes))),
@@ -145,6 +150,30 @@ impl<'a> Configuration<'a> {
         self.write(CONF, &conf::with_block(&conf, &self.stamp(), why, &settings))
     }
 
+    /// What a hot standby needs more of than the configuration gives: it refuses to start with less than `pg_control` has.
+    pub(crate) fn too_small(
+        &self,
+        binaries: &Binaries,
+        owner: &Owner,
+        control: &ControlFile,
+    ) -> anyhow::Result<Vec<Setting>> {
+        let needed = [
+            ("max_connections", control.max_connections),
+            ("max_worker_processes", control.max_worker_processes),
+            ("max_wal_senders", control.max_wal_senders),
+            ("max_prepared_transactions", control.max_prepared_transactions),
+            ("max_locks_per_transaction", control.max_locks_per_transaction),
+        ];
+        let mut lacking = Vec::new();
+        for (name, needed) in needed {
+            let given = effective(binaries, owner, self.plan.data(), name)?;
+            if given.parse().is_ok_and(|given: u32| given < needed) {
+                lacking.push(Setting::new(name, needed.to_string()));
+            }
+        }
+        Ok(lacking)
+    }
+
     /// Takes the recovery's settings out, and leaves what stays. Can be done again.
     pub(crate) fn revert(&self, originals: &Originals) -> anyhow::Result<Reverted> {
         self.remove_parts()?;
@@ -156,7 +185,14 @@ impl<'a> Configuration<'a> {
             }
             Ok(text)
         };
-        let (conf, auto) = (original(CONF, &originals.conf)?, original(AUTO, &originals.auto)?);
+        let (conf, mut auto) = (original(CONF, &originals.conf)?, original(AUTO, &originals.auto)?);
+        let mut altered = Vec::new();
+        if let Some(saved) = files::read(&self.plan.session_directory().join(AUTO_ORIGINAL))?
+            && changed_meanwhile.contains(&AUTO)
+        {
+            let (text, names) = self.with_alterations(&saved, auto.as_deref().unwrap_or_default())?;
+            (auto, altered) = (Some(text), names);
+        }
         let kept: Vec<Setting> = originals.kept.iter().map(|(name, value)| Setting::new(name, value)).collect();
         let names: Vec<&str> = kept.iter().map(|setting| setting.name.as_str()).collect();
         // Each file in one write: a crash in between leaves the one or the other, and both keep the copy isolated.
@@ -169,7 +205,17 @@ impl<'a> Configuration<'a> {
         self.write(CONF, &conf)?;
         let left = files::read(&self.plan.data().join(CONF))?.unwrap_or_default();
         anyhow::ensure!(!conf::has_block(&left, &self.stamp()), "{CONF} still has the settings of the recovery");
-        Ok(Reverted { kept: kept.into_iter().map(|setting| setting.name).collect(), changed_meanwhile })
+        Ok(Reverted { kept: kept.into_iter().map(|setting| setting.name).collect(), changed_meanwhile, altered })
+    }
+
+    /// `ALTER SYSTEM` has written `postgresql.auto.conf` anew, without the lines that were silenced: what it changed goes
+    /// into the file as it was saved. Our own isolation, a block no more, is not the user's.
+    fn with_alterations(&self, saved: &[u8], found: &[u8]) -> anyhow::Result<(Vec<u8>, Vec<String>)> {
+        let recovery = self.recovery_settings()?;
+        let names: Vec<&str> = recovery.iter().map(|setting| setting.name.as_str()).collect();
+        let saved = bare(saved);
+        let written = conf::silenced(&saved, &self.stamp(), &names);
+        Ok(conf::merged(&saved, &self.isolated(&written), &self.isolated(&bare(found))))
     }
 
     /// Everything for a first start that somebody else makes: `postgresql.conf` stays the backup's. What it may need to
@@ -180,10 +226,7 @@ impl<'a> Configuration<'a> {
         self.write_missing_files()?;
         let (elsewhere, kept): (Vec<_>, Vec<_>) =
             self.kept(binaries, owner)?.into_iter().partition(|setting| setting.name == "data_directory");
-        let mut settings = self.plan.target.settings();
-        settings.push(Setting::new("restore_command", self.restore_command.clone()));
-        settings.extend(dangerous_commands());
-        settings.extend(self.no_reading_ahead());
+        let settings = self.first_start_settings();
         let names = |settings: &[Setting]| settings.iter().map(|setting| setting.name.clone()).collect::<Vec<_>>();
         let silenced = |text: &[u8], stamp: &str, names: &[String]| {
             conf::silenced(text, stamp, &names.iter().map(String::as_str).collect::<Vec<_>>())
@@ -198,6 +241,15 @@ impl<'a> Configuration<'a> {
         self.write(AUTO, &conf::with_block(&auto, FIRST_START, why, &settings))?;
         self.signal()?;
         Ok(elsewhere.into_iter().next())
+    }
+
+    /// What [`Self::leave_for_first_start`] leaves, and nobody takes out again.
+    pub(crate) fn first_start_settings(&self) -> Vec<Setting> {
+        let mut settings = self.plan.target.settings();
+        settings.push(Setting::new("restore_command", self.restore_command.clone()));
+        settings.extend(dangerous_commands());
+        settings.extend(self.no_reading_ahead());
+        settings
     }
 
     /// Says to PostgreSQL that it recovers from an archive, and whether it opens at the end. It removes both files when
@@ -313,6 +365,7 @@ impl<'a> Configuration<'a> {
             Setting::new("log_destination", "stderr"),
             Setting::new("log_min_messages", "warning"),
             Setting::new("log_line_prefix", "%m [%p] "),
+            Setting::new("log_error_verbosity", "default"),
             Setting::new("lc_messages", "C"),
             Setting::new("hot_standby", "on"),
             Setting::new("restore_command", self.restore_command.clone()),
@@ -365,21 +418,21 @@ impl<'a> Configuration<'a> {
             }
         }
         let logs = effective("log_directory")?;
-        if leads_outside(&logs, data) && !(self.plan.adopt && owner_may("-w", &logs, owner)) {
+        if leads_outside(&logs, data) && !(self.plan.adopt && owner_may("-w", &resolved(&logs, data), owner)) {
             kept.push(Setting::new("log_directory", "log"));
         }
         // Another machine: with one of these missing the server would not start.
         if effective("ssl")? == "on" {
             for name in TLS_FILES {
                 let path = effective(name)?;
-                if leads_outside(&path, data) && !owner_may("-r", &path, owner) {
+                if leads_outside(&path, data) && !owner_may("-r", &resolved(&path, data), owner) {
                     kept.push(Setting::new("ssl", "off"));
                     break;
                 }
             }
         }
         let sockets = effective("unix_socket_directories")?;
-        if !sockets.split(',').all(|directory| is_usable(directory.trim(), owner)) {
+        if !sockets.split(',').all(|directory| is_usable(directory.trim(), data, owner)) {
             kept.push(Setting::new("unix_socket_directories", "/tmp"));
         }
         if let Some(port) = self.plan.port
@@ -471,19 +524,31 @@ fn effective(binaries: &Binaries, owner: &Owner, data: &Path, name: &str) -> any
     Ok(text.strip_suffix('\n').unwrap_or(&text).to_owned())
 }
 
-/// Whether a file setting names an absolute place that is not in the data directory.
+/// Whether a file setting names a place that is not in the data directory, where the server works.
 fn leads_outside(value: &str, data: &Path) -> bool {
-    let path = Path::new(value);
-    path.is_absolute() && !path.starts_with(data)
+    !resolved(value, data).starts_with(data)
+}
+
+/// The place that a file setting names, without `.` and `..`; PostgreSQL takes these out as text, too.
+fn resolved(value: &str, data: &Path) -> PathBuf {
+    let mut place = PathBuf::new();
+    for part in data.join(value).components() {
+        match part {
+            Component::ParentDir => drop(place.pop()),
+            Component::CurDir => {}
+            other => place.push(other),
+        }
+    }
+    place
 }
 
 /// Whether the owner can make a socket there. An abstract socket (`@`) needs no directory.
-fn is_usable(directory: &str, owner: &Owner) -> bool {
-    directory.is_empty() || directory.starts_with('@') || owner_may("-w", directory, owner)
+fn is_usable(directory: &str, data: &Path, owner: &Owner) -> bool {
+    directory.is_empty() || directory.starts_with('@') || owner_may("-w", &resolved(directory, data), owner)
 }
 
 /// `test -r` or `test -w`, as the owner.
-fn owner_may(flag: &str, path: &str, owner: &Owner) -> bool {
+fn owner_may(flag: &str, path: &Path, owner: &Owner) -> bool {
     let test = owner.command("test").and_then(|mut command| Ok(command.arg(flag).arg(path).status()?));
     test.is_ok_and(|status| status.success())
 }
@@ -495,4 +560,20 @@ fn bare(text: &[u8]) -> Vec<u8> {
 
 fn hash(bytes: &[u8]) -> String {
     engine::checksum::Hash::of(bytes).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_outside_however_it_is_written() {
+        let data = Path::new("/srv/pg/data");
+        for outside in ["/var/log", "../log", "log/../../log", "/srv/pg/data/../log", "./.."] {
+            assert!(leads_outside(outside, data), "{outside}");
+        }
+        for inside in ["", "log", "./log", "../data/log", "/srv/pg/data/log"] {
+            assert!(!leads_outside(inside, data), "{inside}");
+        }
+    }
 }

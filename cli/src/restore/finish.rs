@@ -31,13 +31,16 @@ impl Restore<'_> {
         };
         let mut instance = recover::instance(self.plan())?;
         instance.stop(StopMode::Fast, STOP_PATIENCE)?;
-        let Reverted { kept, changed_meanwhile } = self.configuration()?.revert(&originals)?;
+        let Reverted { kept, changed_meanwhile, altered } = self.configuration()?.revert(&originals)?;
         if self.plan().adopt {
             marker::remove(self.plan().data())?;
         }
         files::remove(&self.plan().data().join(staging::DIRECTORY))?;
         for name in changed_meanwhile {
             self.context.output.warning(&format!("{name} was changed meanwhile: the change stays in it"));
+        }
+        if !altered.is_empty() {
+            self.context.output.warning(&format!("as ALTER SYSTEM left them: {}", altered.join(", ")));
         }
         self.start_for_good(&mut instance)?;
         let detail = match kept.as_slice() {
@@ -97,8 +100,10 @@ impl Restore<'_> {
 
     /// `--no-start`: the directory is the backup's, and its first start recovers.
     pub(super) fn finish_without_start(&mut self) -> anyhow::Result<Exit> {
+        let left = self.configuration()?.first_start_settings();
+        let left: Vec<String> = left.into_iter().map(|setting| setting.name).collect();
         self.end_session()?;
-        report::not_started(self.session, &self.backup.info, self.context);
+        report::not_started(self.session, &self.backup.info, &left, self.context);
         Ok(Exit::Done)
     }
 

@@ -70,6 +70,9 @@ pub(crate) struct Plan {
     pub(crate) owner: User,
     /// The server's programs.
     pub(crate) programs: PathBuf,
+    /// Our own binary, which the owner can run; a journal of an earlier version names none.
+    #[serde(default)]
+    pub(crate) program: PathBuf,
     pub(crate) source: Source,
     /// Where the session's mount goes, if the user says where.
     pub(crate) mount_directory: Option<PathBuf>,

@@ -210,6 +210,7 @@ fn plan(request: &Request, facts: &Facts) -> Option<Plan> {
         port: request.port,
         owner: User { name: owner.name.clone(), uid: owner.uid, gid: owner.gid },
         programs: facts.binaries.as_ref().ok()?.directory().to_owned(),
+        program: request.program.clone(),
         source: request.source,
         mount_directory: request.mount_directory.clone(),
         adopt: request.adopt,

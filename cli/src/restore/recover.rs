@@ -7,6 +7,7 @@ use engine::units::Lsn;
 
 use super::Restore;
 use super::claim;
+use super::conf::Setting;
 use super::configure::Configuration;
 use super::plan::Plan;
 use super::recovery::{self, Outcome, Recovered, Watch};
@@ -39,18 +40,34 @@ impl Restore<'_> {
         loop {
             let recovered = self.recover_once(mount)?;
             let Outcome::TooSmall(setting) = &recovered.outcome else { return Ok(recovered) };
-            let known = self.session.journal.raised.insert(setting.name.clone(), setting.value.clone());
-            if known.as_ref() == Some(&setting.value) {
+            let known = self.session.journal.raised.get(&setting.name);
+            if known == Some(&setting.value) {
                 let message = format!("the server needs {} = {}, and does not take it", setting.name, setting.value);
                 return Err(recovery::failure(&message, &self.session.journal.id, &self.log()));
             }
-            self.session.save()?;
-            self.context.output.note(&format!(
-                "  {} = {} for the recovery: the original raised it after the backup",
-                setting.name, setting.value
-            ));
+            self.raise(vec![setting.clone()])?;
             instance(self.plan())?.stop(StopMode::Fast, STOP_PATIENCE)?;
         }
+    }
+
+    /// Of several settings that the original raised at once replay stops for the first, but `pg_control` has them all.
+    fn raise_what_is_known(&mut self, instance: &Instance) -> anyhow::Result<()> {
+        let owner = Owner::named(&self.plan().owner.name)
+            .or_else(|_| Owner::numbered(self.plan().owner.uid, self.plan().owner.gid))?;
+        let binaries = Binaries::in_directory(&self.plan().programs)?;
+        let lacking = self.configuration()?.too_small(&binaries, &owner, &instance.control()?)?;
+        self.raise(lacking)
+    }
+
+    /// For as long as it recovers.
+    fn raise(&mut self, settings: Vec<Setting>) -> anyhow::Result<()> {
+        for Setting { name, value } in settings {
+            self.context
+                .output
+                .note(&format!("  {name} = {value} for the recovery: the original raised it after the backup"));
+            self.session.journal.raised.insert(name, value);
+        }
+        self.session.save()
     }
 
     /// Starts the server, or finds the one that runs, and watches it until it has done something.
@@ -65,6 +82,7 @@ impl Restore<'_> {
         // Of a server that runs already, the whole log tells; one that starts now has nothing in it yet.
         let mut log_start = 0;
         if !running && !claim::has_left_recovery(self.plan(), &instance)? {
+            self.raise_what_is_known(&instance)?;
             let step = self.context.output.step("start");
             self.configuration()?.prepare_start()?;
             log_start = std::fs::metadata(self.log()).map_or(0, |metadata| metadata.len());
@@ -130,6 +148,9 @@ impl Restore<'_> {
     /// The action, as it was carried out: true if the server waits at its target as it was told to. What the server
     /// did instead of that is a failure of the action, and said so.
     pub(super) fn waits_at_its_target(&mut self, recovered: &Recovered) -> anyhow::Result<bool> {
+        if recovered.outcome == Outcome::Promoted {
+            self.refuse_the_old_timeline()?;
+        }
         let step = self.context.output.step("act");
         let wanted = self.plan().target.action;
         let where_ = recovered.stopped_at.clone().unwrap_or_else(|| recovered.position.to_string());
@@ -178,6 +199,25 @@ impl Restore<'_> {
         }
     }
 
+    /// A server that was killed in the checkpoint at the end of its recovery has no signal file any more: started by
+    /// somebody else, it takes its WAL for that of a crash, and replays all of it.
+    fn refuse_the_old_timeline(&self) -> anyhow::Result<()> {
+        let (plan, id) = (self.plan(), &self.session.journal.id);
+        if claim::began_a_timeline(&instance(plan)?.control()?, plan.target.timeline) {
+            return Ok(());
+        }
+        let message = format!(
+            "the server in {} left recovery on timeline {}, not on one of its own: somebody started it after a crash, and it may be past {}",
+            plan.data().display(),
+            plan.target.timeline,
+            plan.target.goal
+        );
+        let hint = format!(
+            "stop that server and remove its directory, `pghydrant cancel {id}` forgets the session; then restore again"
+        );
+        Err(Failure::new(Exit::Recovery, message).hint(hint).into())
+    }
+
     /// The server's log.
     pub(super) fn log(&self) -> PathBuf {
         self.plan().data().join(LOG)
@@ -222,25 +262,28 @@ impl Restore<'_> {
             log_start,
             socket_directory: configuration.socket_directory(),
             port: configuration.recovery_port(),
-            users: self.users(),
+            logins: self.logins(),
             promoting: self.session.journal.at_target.is_some(),
+            timeline: self.plan().target.timeline,
             waits_at_the_end: self.plan().target.waits_at_the_end().then_some(self.plan().target.action),
             target: self.plan().target.to_string(),
         })
     }
 
-    /// Who may be the bootstrap superuser, to log in as.
-    pub(super) fn users(&self) -> Vec<String> {
+    /// Who may be the bootstrap superuser, to log in as, and where.
+    pub(super) fn logins(&self) -> Vec<(String, &'static str)> {
         let recorded = self.backup.info.server.settings.get("bootstrap_superuser").cloned();
         let mut users: Vec<String> = recorded.into_iter().collect();
         users.extend([self.plan().owner.name.clone(), self.backup.info.server.owner.clone(), "postgres".to_owned()]);
         users.dedup();
-        users
+        users.iter().flat_map(|user| ["postgres", "template1"].map(|database| (user.clone(), database))).collect()
     }
 
     /// The configuration of this restore.
     pub(super) fn configuration(&self) -> anyhow::Result<Configuration<'_>> {
-        let program = std::env::current_exe()?;
+        // Where an update has replaced the binary meanwhile, the running one has no name any more.
+        let planned = &self.plan().program;
+        let program = if planned.is_file() { planned.clone() } else { std::env::current_exe()? };
         Ok(Configuration::new(&self.session.journal, &self.backup.info, &program))
     }
 }

@@ -19,6 +19,7 @@ use engine::units::{Lsn, SessionId, Timeline};
 use engine::wal::name::{SegmentName, WalFile};
 use serde::Serialize;
 
+use super::claim;
 use super::conf::Setting;
 use super::staging::Stager;
 use super::standby::{self, AtEnd, Look, Vigil};
@@ -44,6 +45,9 @@ const TELL_PAUSE: Duration = Duration::from_secs(1);
 const PROMOTE_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a server may take to stop after an interrupt before it is stopped at once.
 const STOP_PATIENCE: Duration = Duration::from_secs(60);
+/// The same once it has begun a timeline: it writes the checkpoint that ends the recovery, and without that a start by
+/// somebody else, with no signal file any more, would replay past the target.
+const LAST_CHECKPOINT: Duration = Duration::from_secs(15 * 60);
 
 /// What the server did.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,10 +99,12 @@ pub(crate) struct Watch<'a> {
     pub(crate) log_start: u64,
     pub(crate) socket_directory: PathBuf,
     pub(crate) port: u16,
-    /// Users to try: whose name the bootstrap superuser has is not in the data directory's files.
-    pub(crate) users: Vec<String>,
+    /// Users and databases to try: none of them must be there.
+    pub(crate) logins: Vec<(String, &'static str)>,
     /// The server waited at its target and was asked to leave recovery.
     pub(crate) promoting: bool,
+    /// The target's: a promotion begins a later one.
+    pub(crate) timeline: Timeline,
     /// What a standby is told to do at the end of the WAL.
     pub(crate) waits_at_the_end: Option<Action>,
     /// Shown beside the position.
@@ -109,7 +115,7 @@ impl Watch<'_> {
     /// Watches until the server has done something. An interrupt stops the server, for `retry`.
     pub(crate) fn until_it_stops(&self) -> anyhow::Result<Recovered> {
         let mut words = Log::new(&self.log, self.log_start);
-        let mut login = Login { users: self.users.clone(), client: None, next: Instant::now() };
+        let mut login = Login { candidates: self.logins.clone(), client: None, next: Instant::now() };
         let mut position = Position::default();
         let mut told = Instant::now();
         let paused_since = Instant::now();
@@ -117,7 +123,9 @@ impl Watch<'_> {
         let mut vigil = self.waits_at_the_end.map(|action| Vigil::new(action, data, self.segment_bytes));
         loop {
             if self.context.interrupted() {
-                self.instance.stop(StopMode::Fast, STOP_PATIENCE)?;
+                words.read_on();
+                let patience = if words.facts.new_timeline.is_some() { LAST_CHECKPOINT } else { STOP_PATIENCE };
+                self.instance.stop(StopMode::Fast, patience)?;
                 return Err(Failure::new(Exit::Interrupted, "interrupted while the server was recovering").into());
             }
             // In this order: what is read later is never older than what is read first.
@@ -153,7 +161,7 @@ impl Watch<'_> {
         let condition = self.instance.condition()?;
         let signal = standby::is_signalled(self.instance.data_directory());
         // While the server starts, the file may be between two versions of itself: read again at the next look.
-        let state = self.instance.control()?.state;
+        let control = self.instance.control()?;
         let reason = match condition {
             Condition::Down => self.instance.failure_since_start()?,
             Condition::Up(_) => None,
@@ -161,7 +169,8 @@ impl Watch<'_> {
         Ok(Seen {
             condition,
             signal,
-            state,
+            state: control.state,
+            is_a_primarys: claim::is_a_primarys(&control, self.timeline),
             in_recovery: sql.map(|sql| sql.in_recovery),
             paused: sql.is_some_and(|sql| sql.paused),
             at_end: AtEnd::NotYet,
@@ -215,6 +224,8 @@ struct Seen<'a> {
     /// `recovery.signal` or `standby.signal` is there.
     signal: bool,
     state: State,
+    /// `pg_control`, without the signal, is that of a server that has left recovery.
+    is_a_primarys: bool,
     /// By SQL.
     in_recovery: Option<bool>,
     /// By SQL: `pg_get_wal_replay_pause_state()` is `paused`.
@@ -244,7 +255,12 @@ fn verdict(seen: &Seen<'_>) -> Option<Outcome> {
                 }
                 AtEnd::NotYet | AtEnd::Told => {}
             }
-            if log.pausing && seen.in_recovery != Some(false) && (seen.paused || seen.in_recovery.is_none()) {
+            // It says so before it leaves recovery as well, and no more after that.
+            if log.pausing
+                && seen.signal
+                && seen.in_recovery != Some(false)
+                && (seen.paused || seen.in_recovery.is_none())
+            {
                 return Some(Outcome::Paused);
             }
             let left = match seen.in_recovery {
@@ -258,9 +274,8 @@ fn verdict(seen: &Seen<'_>) -> Option<Outcome> {
         {
             Some(Outcome::ShutDown)
         }
-        Condition::Down if !seen.signal && matches!(seen.state, State::InProduction | State::ShutDown) => {
-            Some(Outcome::Promoted)
-        }
+        Condition::Down if log.too_small.is_some() => log.too_small.clone().map(Outcome::TooSmall),
+        Condition::Down if !seen.signal && seen.is_a_primarys => Some(Outcome::Promoted),
         Condition::Down => {
             let reason =
                 seen.reason.clone().unwrap_or_else(|| "the server was stopped before it reached its target".to_owned());
@@ -284,10 +299,13 @@ const QUESTION: &str = "SELECT in_recovery, \
 
 /// A session through the private socket, once one is possible.
 struct Login {
-    users: Vec<String>,
+    candidates: Vec<(String, &'static str)>,
     client: Option<Client>,
     next: Instant,
 }
+
+/// Refusals that stay: of a role or a database that is not there, or lets nobody in.
+const NO_LOGIN: [&str; 3] = ["does not exist", "is not permitted to log in", "is not currently accepting connections"];
 
 impl Login {
     fn look(&mut self, watch: &Watch<'_>) -> Option<Answer> {
@@ -310,16 +328,17 @@ impl Login {
         if !ready || Instant::now() < self.next {
             return;
         }
-        let Some(user) = self.users.first() else { return };
-        let conninfo = Conninfo::local(&watch.socket_directory, watch.port, user, "postgres");
+        let Some((user, database)) = self.candidates.first() else { return };
+        let conninfo = Conninfo::local(&watch.socket_directory, watch.port, user, database);
         match Client::connect(&conninfo) {
             Ok(client) => self.client = Some(client),
             Err(error) => {
                 tracing::debug!("{error:#}");
                 self.next = Instant::now() + LOGIN_PAUSE;
-                if format!("{error:#}").contains("does not exist") {
-                    // The next name at once; without any, the log and pg_control must do.
-                    self.users.remove(0);
+                let error = format!("{error:#}");
+                if NO_LOGIN.iter().any(|refusal| error.contains(refusal)) {
+                    // The next one at once; without any, the log and pg_control must do.
+                    self.candidates.remove(0);
                     self.next = Instant::now();
                 }
             }
@@ -377,7 +396,10 @@ impl Facts {
         }
         self.pausing |= after("LOG:  pausing at the end of recovery").is_some();
         self.shut_down_at_target |= after("LOG:  shutdown at recovery target").is_some();
-        if after("hot standby is not possible because of insufficient parameter settings").is_some() {
+        // Before it is consistent it does not pause: it gives up, and knows more at its next start.
+        if after("hot standby is not possible because of insufficient parameter settings").is_some()
+            || after("FATAL:  recovery aborted because of insufficient parameter settings").is_some()
+        {
             self.expects_too_small = true;
         } else if let (true, Some(detail)) = (self.expects_too_small, after("DETAIL:  ")) {
             self.expects_too_small = false;
@@ -492,6 +514,7 @@ mod tests {
             condition,
             signal: true,
             state,
+            is_a_primarys: state == State::InProduction,
             in_recovery: None,
             paused: false,
             at_end: AtEnd::NotYet,
@@ -524,6 +547,9 @@ mod tests {
         assert_eq!(verdict(&Seen { in_recovery: Some(true), paused: true, ..up.clone() }), Some(Outcome::Paused));
         let resumed = Seen { in_recovery: Some(false), signal: false, ..up };
         assert_eq!(verdict(&resumed), Some(Outcome::Promoted));
+        let unseen = Seen { in_recovery: None, ..resumed };
+        assert_eq!(verdict(&unseen), None, "the end of recovery is being written");
+        assert_eq!(verdict(&Seen { state: State::InProduction, ..unseen }), Some(Outcome::Promoted));
         let nothing = Facts::default();
         let elsewhere = seen(Condition::Up(Some(Status::Ready)), State::InArchiveRecovery, &nothing);
         assert_eq!(verdict(&Seen { in_recovery: Some(true), paused: true, ..elsewhere }), None, "somebody paused it");
@@ -550,6 +576,12 @@ mod tests {
         ]);
         let up = seen(Condition::Up(Some(Status::Ready)), State::InArchiveRecovery, &log);
         assert_eq!(verdict(&up), Some(Outcome::TooSmall(Setting::new("max_connections", "100"))));
+        let log = facts(&[
+            "FATAL:  recovery aborted because of insufficient parameter settings",
+            "DETAIL:  max_wal_senders = 10 is a lower setting than on the primary server, where its value was 12.",
+        ]);
+        let down = seen(Condition::Down, State::InArchiveRecovery, &log);
+        assert_eq!(verdict(&down), Some(Outcome::TooSmall(Setting::new("max_wal_senders", "12"))));
     }
 
     #[test]

@@ -103,10 +103,11 @@ pub(super) fn finished(session: &Session, info: &BackupInfo, port: Option<u16>, 
     context.output.result(&text, &object(session, info, "running", port));
 }
 
-/// `--no-start`.
-pub(super) fn not_started(session: &Session, info: &BackupInfo, context: &Context) {
+/// `--no-start`. What was `left` in `postgresql.auto.conf` says nothing to the server itself once it has recovered, but
+/// all the more to a standby made from it.
+pub(super) fn not_started(session: &Session, info: &BackupInfo, left: &[String], context: &Context) {
     let plan = &session.journal.plan;
-    let text = format!(
+    let mut text = format!(
         "{}\nrestored {} of {} to {}: not started; `pg_ctl -D {} start` recovers to {}",
         steps(&session.journal, context),
         plan.backup,
@@ -115,7 +116,13 @@ pub(super) fn not_started(session: &Session, info: &BackupInfo, context: &Contex
         plan.data().display(),
         plan.target
     );
-    context.output.result(&text, &object(session, info, "not_started", None));
+    text.push_str("\nonce it has, psql takes out what a standby made from it would follow as well:");
+    text.extend(left.iter().map(|name| format!("\nALTER SYSTEM RESET {name};")));
+    let mut object = object(session, info, "not_started", None);
+    if let Value::Object(fields) = &mut object {
+        fields.insert("first_start_settings".to_owned(), json!(left));
+    }
+    context.output.result(&text, &object);
 }
 
 /// The server waits at its target.

@@ -154,8 +154,8 @@ impl Restore<'_> {
             (extract(epoch FROM pg_last_xact_replay_timestamp()) * 1000000)::bigint";
         let configuration = self.configuration()?;
         let (directory, port) = (configuration.socket_directory(), configuration.recovery_port());
-        let client = self.users().iter().find_map(|user| {
-            Client::connect(&Conninfo::local(&directory, port, user, "postgres"))
+        let client = self.logins().iter().find_map(|(user, database)| {
+            Client::connect(&Conninfo::local(&directory, port, user, database))
                 .inspect_err(|error| tracing::debug!("{error:#}"))
                 .ok()
         });

@@ -9,9 +9,10 @@
 //! dies. Whose a data directory is, the map in it says, to restores that know another state directory as well.
 
 use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use engine::io::durable;
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use super::configure::Originals;
 use super::plan::Plan;
 use crate::exit::{Exit, Failure};
+use crate::random;
 
 /// How far a restore is: the step that has begun, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -161,6 +163,8 @@ pub(crate) struct Store {
     directory: PathBuf,
 }
 
+/// Longer than a list of sessions looks at one of them.
+const LISTING: Duration = Duration::from_millis(200);
 /// How many journals of finished restores are kept.
 const FINISHED_KEPT: usize = 50;
 
@@ -256,7 +260,13 @@ impl Store {
         let path = self.lock_path(id);
         let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
         let mut file = opened.map_err(|cause| engine::Error::io("open", &path, cause))?;
-        if file.try_lock().is_err() {
+        // Whoever lists the sessions holds it for a moment, to see whether it is free.
+        let deadline = Instant::now() + LISTING;
+        while file.try_lock().is_err() {
+            if Instant::now() < deadline {
+                std::thread::sleep(LISTING / 20);
+                continue;
+            }
             let holder = self.driver(id).map(|pid| format!(" by process {pid}")).unwrap_or_default();
             return Err(Failure::new(Exit::Failed, format!("session {id} is being driven{holder}"))
                 .hint("wait for it, or end that process first")
@@ -281,12 +291,7 @@ impl Store {
     /// they are in.
     fn free_id(&self, now: Timestamp) -> anyhow::Result<SessionId> {
         loop {
-            let mut random = [0; 3];
-            let source = Path::new("/dev/urandom");
-            let read = File::open(source).and_then(|mut file| file.read_exact(&mut random));
-            read.map_err(|cause| engine::Error::io("read", source, cause))?;
-            let [a, b, c] = random;
-            let text = format!("{}-{a:02x}{b:02x}{c:02x}", now.strftime("%Y%m%dT%H%M%SZ"));
+            let text = format!("{}-{}", now.strftime("%Y%m%dT%H%M%SZ"), random::digits()?);
             let id = SessionId::try_from(text).map_err(anyhow::Error::msg)?;
             let path = self.lock_path(&id);
             match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
@@ -322,5 +327,30 @@ fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> anyhow::Result<Opti
         }
         Err(cause) if cause.kind() == ErrorKind::NotFound => Ok(None),
         Err(cause) => Err(engine::Error::io("read", path, cause).into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_list_of_sessions_does_not_keep_a_session_from_being_driven() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store { directory: directory.path().to_owned() };
+        let id: SessionId = "20261122T081500Z-3f9a1c".to_owned().try_into().unwrap();
+        let looking = File::create(store.lock_path(&id)).unwrap();
+        looking.lock_shared().unwrap();
+        let looked = std::thread::spawn(move || {
+            std::thread::sleep(LISTING / 4);
+            drop(looking);
+        });
+        let driven = store.lock(&id);
+        looked.join().unwrap();
+        let driven = driven.unwrap();
+        assert!(store.lock(&id).unwrap_err().to_string().contains("is being driven by process"));
+        drop(driven);
+        assert!(store.lock(&id).is_ok());
     }
 }

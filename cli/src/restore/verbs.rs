@@ -83,7 +83,8 @@ pub(crate) fn cancel(id: &SessionId, context: &Context) -> anyhow::Result<Exit> 
     if journal.phase == Phase::Finished {
         return Err(finished(id));
     }
-    if ours && is_a_database(journal)? {
+    // Stopped first, and looked at again: it may have been promoted in between.
+    if ours && (is_a_database(journal)? || (stop_server(journal)? && is_a_database(journal)?)) {
         let message = format!("session {id} has left recovery: its server is a database of its own now");
         let waits = journal.at_target.is_some() && journal.plan.target.action != Action::Promote;
         let verb = if waits { "promote" } else { "retry" };
@@ -114,19 +115,13 @@ pub(super) fn finished(id: &SessionId) -> anyhow::Error {
     Failure::new(Exit::Usage, format!("session {id} is finished")).hint("`pghydrant sessions` lists what is not").into()
 }
 
-/// The server is stopped, then everything goes: `pg_control` first, so that nothing half removed can start, and the
-/// map, which says whose the directory is, last, so that a cancel that was interrupted can be done again. False where
-/// somebody else's files have taken the place: they are left alone.
+/// Everything goes: `pg_control` first, so that nothing half removed can start, and the map, which says whose the
+/// directory is, last, so that a cancel that was interrupted can be done again. False where somebody else's files have
+/// taken the place: they are left alone.
 fn remove(session: &Session, ours: bool) -> anyhow::Result<bool> {
     let journal = &session.journal;
     let plan = &journal.plan;
     let disk = LocalDisk::new();
-    if ours && journal.phase == Phase::Recovering {
-        let instance = recover::instance(plan)?;
-        if instance.condition()? != Condition::Down {
-            instance.stop(StopMode::Immediate, STOP_PATIENCE)?;
-        }
-    }
     if ours {
         durable::remove_durably(&plan.data().join(crate::postgres::control::PATH))?;
         let socket = Configuration::socket_directory_of(plan, &journal.id);
@@ -150,15 +145,26 @@ fn remove(session: &Session, ours: bool) -> anyhow::Result<bool> {
     Ok(true)
 }
 
-/// Whether the server has left recovery: as the journal says, or because somebody promoted it by hand.
+/// Whether the server has left recovery: as the journal says, or because somebody started or promoted it by hand.
 fn is_a_database(journal: &Journal) -> anyhow::Result<bool> {
     Ok(match journal.phase {
         Phase::Reverting => true,
-        // A cancel that was interrupted has taken `pg_control` away already.
-        Phase::Recovering if !journal.plan.data().join(crate::postgres::control::PATH).exists() => false,
-        Phase::Recovering => claim::has_left_recovery(&journal.plan, &recover::instance(&journal.plan)?)?,
-        Phase::Copying | Phase::Configuring | Phase::Publishing | Phase::Finished => false,
+        // Not there yet, or taken away already by a cancel that was interrupted.
+        _ if !journal.plan.data().join(crate::postgres::control::PATH).exists() => false,
+        Phase::Publishing | Phase::Recovering => {
+            claim::has_left_recovery(&journal.plan, &recover::instance(&journal.plan)?)?
+        }
+        Phase::Copying | Phase::Configuring | Phase::Finished => false,
     })
+}
+
+/// Stops the server, if one runs: from `pg_control` on anybody can have started it. False if none did.
+fn stop_server(journal: &Journal) -> anyhow::Result<bool> {
+    if !matches!(journal.phase, Phase::Publishing | Phase::Recovering) {
+        return Ok(false);
+    }
+    let instance = recover::instance(&journal.plan)?;
+    Ok(instance.condition()? != Condition::Down && instance.stop(StopMode::Immediate, STOP_PATIENCE)?)
 }
 
 /// Where a session stands, in a word for programs.
