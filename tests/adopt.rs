@@ -39,6 +39,8 @@ fn a_base_backup_without_wal_is_adopted_beside_the_archive_and_reaches_every_tar
     let first = world.pghydrant.succeed(adopt(&world, &base, &["--json"]))?.json()?;
     assert_eq!(first["parent"], serde_json::Value::Null);
     ensure!(first["wal_origin"] == "archive", "{first}");
+    // The end of such a backup is known to the second, and a second is added.
+    std::thread::sleep(std::time::Duration::from_secs(3));
     let xid = world.mark("a")?;
     let time = world.cluster.sql("SELECT clock_timestamp()")?;
     world.mark("b")?;
