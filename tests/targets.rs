@@ -242,6 +242,8 @@ fn a_standby_that_waits_before_the_end_of_the_backup_is_not_taken_for_one_at_the
     std::thread::sleep(Duration::from_millis(300));
     world.pghydrant.succeed(world.repository.arguments(&["backup"], &["--dbname", &dbname]))?;
     switching.kill()?;
+    // Its server process would go on to the end.
+    world.cluster.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'DO %'")?;
     world.cluster.archive_wal()?;
     let (to, port) = (target.display().to_string(), cluster::free_port()?.to_string());
     let arguments = ["--to", &to, "--port", &port, "--action", "shutdown"];
