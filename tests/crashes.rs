@@ -96,6 +96,30 @@ fn finish(world: &World, target: &Path, what: &str) -> Result<()> {
     .with_context(|| what.to_owned())
 }
 
+/// Files are written under another name first; a crash leaves that.
+#[test]
+fn what_a_crash_left_of_a_file_that_was_being_written_goes() -> Result<()> {
+    requires!(Postgres, Fuse);
+    let world = World::new(8)?;
+    world.backup()?;
+    let target = world.target();
+    let to = target.display().to_string();
+    let arguments = world.repository.arguments(&["restore"], &["--to", &to, "--no-start"]);
+    let running = world.pghydrant.start(arguments)?;
+    process::wait_until("the outline", Duration::from_secs(30), || Ok(target.join("pg_wal").exists()))?;
+    let killed = running.kill()?;
+    ensure!(!target.join("global/pg_control").exists(), "the kill came too late\n{killed}");
+    let left = [".postgresql.conf.4711.3.part", ".recovery.signal.4711.4.part", "pg_wal/.pghydrant.copy.4711.5.part"];
+    for name in left {
+        std::fs::write(target.join(name), "half")?;
+    }
+    world.pghydrant.succeed(["retry", &open_session(&world.pghydrant)?])?;
+    for name in left {
+        ensure!(!target.join(name).exists(), "{name} is left");
+    }
+    Ok(())
+}
+
 /// The same with a server in the end: the crash may fall into the copy, the configuration, or the recovery itself.
 #[test]
 fn restores_killed_at_random_moments_end_with_the_right_rows_and_the_right_configuration() -> Result<()> {

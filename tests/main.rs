@@ -9,6 +9,7 @@
 #[macro_use]
 mod support;
 
+mod adopt;
 mod archive;
 mod backups;
 mod configuration;
@@ -26,6 +27,7 @@ mod reboots;
 mod refusals;
 mod retarget;
 mod standby;
+mod tablespaces;
 mod targets;
 mod timelines;
 mod versions;

@@ -113,9 +113,12 @@ pub(crate) fn moment(text: &str) -> String {
     }
 }
 
-/// `15.18` of 150018.
+/// `15.18` of 150018, and `15` where the minor version is not known or none.
 pub(crate) fn version(number: u32) -> String {
-    format!("{}.{}", number / 10_000, number % 10_000)
+    match (number / 10_000, number % 10_000) {
+        (major, 0) => major.to_string(),
+        (major, minor) => format!("{major}.{minor}"),
+    }
 }
 
 fn notes(info: &BackupInfo) -> String {

@@ -1,6 +1,6 @@
 //! The verb `show`: a cluster or one backup in detail, how far each backup can be recovered, and what the WAL lacks.
 
-use engine::format::backup::BackupInfo;
+use engine::format::backup::{BackupInfo, Tablespace};
 use engine::repository::Cluster;
 use engine::units::BackupLabel;
 use engine::wal::name::SegmentName;
@@ -131,7 +131,8 @@ fn backup_text(info: &BackupInfo, reaches: &[Reach], segment_bytes: u64) -> Stri
     ];
     for tablespace in &info.tablespaces {
         let place = format!("{} (oid {}), {}", tablespace.location, tablespace.oid, human::bytes(tablespace.bytes));
-        lines.push(("tablespace", format!("{} in {place}", tablespace.name)));
+        let name = if is_unnamed(tablespace) { "name unknown," } else { &tablespace.name };
+        lines.push(("tablespace", format!("{name} in {place}")));
     }
     for path in &server.outside_files {
         lines.push(("outside", path.clone()));
@@ -151,6 +152,11 @@ fn backup_text(info: &BackupInfo, reaches: &[Reach], segment_bytes: u64) -> Stri
     }
     let lines = lines.iter().map(|(name, value)| format!("  {name:<12}{value}\n"));
     format!("backup {}\n{}", info.label, lines.collect::<String>())
+}
+
+/// Of an adopted base backup only OIDs are known, which stand for the names.
+pub(crate) fn is_unnamed(tablespace: &Tablespace) -> bool {
+    tablespace.name == tablespace.oid.to_string()
 }
 
 fn took(info: &BackupInfo) -> String {

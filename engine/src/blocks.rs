@@ -25,6 +25,7 @@ use crate::codec::{Codec, decode, decode_within};
 use crate::format::block::{BlockRecord, Content, Extent};
 use crate::format::file::FileRecord;
 use crate::format::patch::{self, PATCH_BYTES_MAX};
+use crate::io::BUFFER_BYTES;
 use crate::repository::{Backup, Manifest, keys};
 use crate::store::Store;
 use crate::units::{BlockNumber, BlockSize, ClusterName, DIRECT_BYTES, PackId};
@@ -58,6 +59,9 @@ enum Place {
     /// All in one WAL object, which has the records in its header.
     Object(Arc<str>, Arc<[BlockRecord]>),
 }
+
+/// The most that a [`Scratch`] holds, but for a few records: two windows, a patch and a block.
+pub const SCRATCH_BYTES_MAX: usize = 2 * BUFFER_BYTES + PATCH_BYTES_MAX + BlockSize::MAX.bytes();
 
 /// Buffers that a reader keeps between calls, so that nothing is allocated per block.
 #[derive(Debug, Default)]

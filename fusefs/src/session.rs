@@ -82,8 +82,9 @@ impl Session {
     pub fn wait(mut self) -> Result<()> {
         let Some(server) = self.server.take() else { return Ok(()) };
         let ended = server.join().unwrap_or_else(|_| Err(io::Error::other("the server panicked")));
-        // The name of its device may be another mount's by now. One that was left behind by a failure answers nobody.
-        if ended.is_ok() || !matches!(table::health(&self.own.mountpoint), table::Health::Stale) {
+        // One whose connection was cut or failed is still there and answers nobody. Else it is gone, and the name of its
+        // device may be another mount's by now.
+        if !matches!(table::health(&self.own.mountpoint), table::Health::Stale) {
             self.own.device = None;
         }
         ended.map_err(|cause| Error::io("serve", &self.own.mountpoint, cause))

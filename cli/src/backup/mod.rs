@@ -8,14 +8,19 @@
 //! [`exclude`], [`relation`]), who reads what ([`plan`]), the reading ([`copy`], [`source`], [`pages`]), the WAL ([`wal`]),
 //! the files that are made at the end ([`late`], [`checklist`]), and a configuration that lies elsewhere ([`outside`]).
 //!
+//! With `--from` no server is asked: [`adopt`] takes over what `pg_basebackup` made.
+//!
 //! The session stays open to the end: when it goes, for whatever reason, the server itself ends the backup and drops the
 //! replication slot, and what was written to the repository is swept by the next backup.
 
+mod adopt;
+mod adopt_wal;
 mod checklist;
 mod copy;
 mod exclude;
 mod label;
 mod late;
+mod listed;
 mod outside;
 mod pages;
 mod plan;
@@ -28,6 +33,7 @@ mod standby;
 mod wal;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -73,6 +79,9 @@ pub(crate) struct Arguments {
     /// The primary, when a standby is backed up: told to end the last WAL segment [default: wait until it does]
     #[arg(long, value_name = "CONNINFO")]
     pub(crate) primary: Option<String>,
+    /// Take over a base backup instead of asking a server: the directory that `pg_basebackup --format=plain` made
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["dbname", "primary"])]
+    pub(crate) from: Option<PathBuf>,
     /// Store every block, whatever earlier backups have
     #[arg(long)]
     pub(crate) full: bool,
@@ -85,12 +94,16 @@ pub(crate) fn run(arguments: &Arguments, context: &Context) -> Result<Exit> {
     let repository = context.repository(&arguments.repository)?;
     let name = context.cluster_name(&arguments.cluster)?;
     let parent = if arguments.full { Parent::Full } else { Parent::Latest };
+    let exit = |backup: &BackupInfo| if backup.bad_pages.is_empty() { Exit::Done } else { Exit::DamagedPages };
+    if let Some(directory) = &arguments.from {
+        return Ok(exit(&adopt::adopt(&repository, &name, parent, directory, context)?));
+    }
     let resolve =
         |text: Option<&str>| Conninfo::resolve(text).map_err(|error| Failure::new(Exit::Usage, format!("{error:#}")));
     let conninfo = resolve(arguments.dbname.as_deref())?;
     let primary = arguments.primary.as_deref().map(|text| resolve(Some(text))).transpose()?;
     let backup = back_up(&repository, &name, parent, &conninfo, primary.as_ref(), context)?;
-    Ok(if backup.bad_pages.is_empty() { Exit::Done } else { Exit::DamagedPages })
+    Ok(exit(&backup))
 }
 
 fn back_up(
@@ -161,7 +174,7 @@ fn back_up(
     late.finish()?;
     let description = Description {
         stopped_at: stopped_at(&stopped)?,
-        stopped_unix: stopped.at_micros.div_euclid(1_000_000) + i64::from(stopped.at_micros % 1_000_000 != 0),
+        stopped_unix: server::whole_seconds(stopped.at_micros),
         tablespaces: tablespaces_of(&files, &copied, &tablespaces),
         bad_pages: bad_pages(&files, &copied, start, stopped.lsn),
         server: server.info.clone(),

@@ -45,9 +45,15 @@ impl Report<'_> {
         let origin = match wal_origin {
             Origin::Archive => "from the archive",
             Origin::Server => "read from the server",
+            Origin::Directory => "from the base backup's own pg_wal",
         };
         let wal = &backup.wal;
         let _ = writeln!(text, "  WAL {} to {} on timeline {}, {origin}", wal.start, wal.stop, wal.timeline);
+        let unnamed: Vec<String> =
+            backup.tablespaces.iter().filter(|one| crate::show::is_unnamed(one)).map(|one| one.name.clone()).collect();
+        if !unnamed.is_empty() {
+            let _ = writeln!(text, "  tablespaces go by their OIDs, their names are not known: {}", unnamed.join(", "));
+        }
         let _ = writeln!(text, "  took {}", human::duration(Duration::from_millis(totals.milliseconds)));
         text
     }

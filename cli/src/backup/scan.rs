@@ -181,6 +181,10 @@ impl Walk<'_> {
         self.push(path, FileKind::Tablespace { location }, metadata);
         let content_at = at.join(self.source.version_directory);
         let Some(metadata) = vanished_is_none(fs::symlink_metadata(&content_at), &content_at)? else { return Ok(()) };
+        if !metadata.is_dir() {
+            self.found.warnings.push(format!("{} is left out: it is no directory", content_at.display()));
+            return Ok(());
+        }
         self.push(content.clone(), FileKind::Directory, &metadata);
         self.directory(&content, &content_at, depth + 2)
     }

@@ -208,6 +208,21 @@ fn refuse(message: impl Into<String>) -> Failure {
     Failure::new(Exit::Refused, message)
 }
 
+/// The major version that `PG_VERSION` says, if its directories are known here.
+pub(super) fn known_major(text: &str) -> Result<u32> {
+    let major = text.trim().parse().ok().filter(|major| (MAJOR_MIN..=MAJOR_MAX).contains(major));
+    let unknown = || {
+        let found = text.trim().escape_debug().to_string();
+        refuse(format!("the directory is of PostgreSQL {found}; {MAJOR_MIN} to {MAJOR_MAX} can be backed up"))
+    };
+    Ok(major.ok_or_else(unknown)?)
+}
+
+/// Seconds since 1970; a second that has begun is over.
+pub(super) fn whole_seconds(micros: i64) -> i64 {
+    micros.div_euclid(1_000_000) + i64::from(micros.rem_euclid(1_000_000) != 0)
+}
+
 fn data_directory(client: &Client) -> Result<PathBuf> {
     let sql = "SELECT setting FROM pg_settings WHERE name = 'data_directory'";
     let Some(row) = client.query(sql, &[])?.into_iter().next() else {
@@ -261,7 +276,7 @@ fn refuse_another_servers_directory(client: &Client, data: &Path, control: &Cont
         .into())
 }
 
-fn refuse_other_builds(control: &ControlFile) -> Result<()> {
+pub(super) fn refuse_other_builds(control: &ControlFile) -> Result<()> {
     if control.block_bytes as usize != PAGE_BYTES || control.relation_segment_pages != SEGMENT_PAGES {
         return Err(refuse(format!(
             "the server was built with pages of {} bytes and {} pages to a file; only {PAGE_BYTES} and {SEGMENT_PAGES} are supported",

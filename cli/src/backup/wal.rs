@@ -41,6 +41,8 @@ pub(super) enum Origin {
     Archive,
     /// It was read from the server's `pg_wal`, all or in part.
     Server,
+    /// It lay in the base backup that was adopted, all or in part.
+    Directory,
 }
 
 /// Keeps the WAL of a backup from being lost.

@@ -27,6 +27,8 @@ pub(crate) enum Kind {
     Transactions,
     /// Named restore points.
     RestorePoints,
+    /// Tablespaces that are created.
+    Tablespaces,
 }
 
 /// What a record says.
@@ -50,6 +52,13 @@ pub(crate) enum Event {
     RestorePoint {
         /// Its name.
         name: String,
+    },
+    /// `CREATE TABLESPACE`.
+    CreateTablespace {
+        /// Its OID.
+        oid: u32,
+        /// The path that the replay uses, whatever the tablespace was remapped to.
+        location: String,
     },
 }
 
@@ -203,6 +212,7 @@ fn dump(
     command.arg("--rmgr").arg(match kind {
         Kind::Transactions => "Transaction",
         Kind::RestorePoints => "XLOG",
+        Kind::Tablespaces => "Tablespace",
     });
     // Times are printed in the process's zone, messages in its language.
     command.env("TZ", "UTC").env("LC_ALL", "C").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -259,6 +269,11 @@ fn parse_line(line: &str) -> Option<Record> {
     let (verb, rest) = description.split_once(' ')?;
     let event = match (field("rmgr: ")?.split_whitespace().next()?, verb) {
         ("XLOG", "RESTORE_POINT") => Event::RestorePoint { name: rest.to_owned() },
+        ("Tablespace", "CREATE") => {
+            let (oid, location) = rest.split_once(' ')?;
+            let location = location.strip_prefix('"')?.strip_suffix('"')?.to_owned();
+            Event::CreateTablespace { oid: oid.parse().ok()?, location }
+        }
         ("Transaction", "COMMIT") => Event::Commit { xid: field("tx: ")?.parse().ok()?, time_micros: micros(rest)? },
         ("Transaction", "ABORT") => Event::Abort { xid: field("tx: ")?.parse().ok()?, time_micros: micros(rest)? },
         ("Transaction", "COMMIT_PREPARED" | "ABORT_PREPARED") => {
@@ -299,6 +314,10 @@ mod tests {
             prev 0/03000110, desc: RESTORE_POINT before, desc: drop";
         let expected = Event::RestorePoint { name: "before, desc: drop".to_owned() };
         assert_eq!(parse_line(named).map(|record| record.event), Some(expected));
+        let created = "rmgr: Tablespace  len (rec/tot):     40/    40, tx:        741, lsn: 0/03000188, \
+            prev 0/03000148, desc: CREATE 16400 \"/srv/a \"space\"\"";
+        let expected = Event::CreateTablespace { oid: 16400, location: "/srv/a \"space\"".to_owned() };
+        assert_eq!(parse_line(created).map(|record| record.event), Some(expected));
         for other in
             ["", "first record is after 0/3000000, at 0/3000028, skipping over 40 bytes", "rmgr: XLOG, desc: x"]
         {

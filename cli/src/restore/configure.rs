@@ -176,6 +176,7 @@ impl<'a> Configuration<'a> {
 
     /// Takes the recovery's settings out, and leaves what stays. Can be done again.
     pub(crate) fn revert(&self, originals: &Originals) -> anyhow::Result<Reverted> {
+        self.remove_parts()?;
         let mut changed_meanwhile = Vec::new();
         let mut original = |name: &'static str, wanted: &Option<String>| -> anyhow::Result<Option<Vec<u8>>> {
             let text = self.original(name)?;
@@ -294,6 +295,7 @@ impl<'a> Configuration<'a> {
 
     /// Puts both files back, before PostgreSQL can start here.
     fn undo(&self) -> anyhow::Result<()> {
+        self.remove_parts()?;
         for name in [CONF, AUTO] {
             if let Some(original) = self.original(name)? {
                 self.write(name, &original)?;
@@ -320,6 +322,12 @@ impl<'a> Configuration<'a> {
             self.plan.owner.name
         );
         Ok(())
+    }
+
+    /// What a crash left of files that were being written.
+    fn remove_parts(&self) -> anyhow::Result<()> {
+        files::remove_parts(self.plan.data(), &[CONF, AUTO, HBA, IDENT, RECOVERY_SIGNAL, STANDBY_SIGNAL])?;
+        files::remove_parts(&self.plan.data().join("pg_wal"), &["pghydrant.copy"])
     }
 
     /// Takes away what lies outside the data directory.

@@ -38,6 +38,29 @@ pub(crate) fn write(path: &Path, bytes: &[u8], mode: u32, owner: &User) -> anyho
     give(path, owner)
 }
 
+/// Removes what a crash left of writes of these files into `directory`: `.NAME.<process>.<number>.part`.
+pub(crate) fn remove_parts(directory: &Path, names: &[&str]) -> anyhow::Result<()> {
+    let entries = std::fs::read_dir(directory).map_err(|cause| Error::io("list", directory, cause))?;
+    for entry in entries {
+        let name = entry.map_err(|cause| Error::io("list", directory, cause))?.file_name();
+        let Some(text) = name.to_str() else { continue };
+        let written = text.strip_prefix('.').and_then(|text| text.strip_suffix(".part"));
+        let ours = |name: &&str| written.and_then(|text| text.strip_prefix(*name)).is_some_and(is_number_pair);
+        if names.iter().any(ours) {
+            remove(&directory.join(text))?;
+        }
+    }
+    Ok(())
+}
+
+/// `.4711.3`.
+fn is_number_pair(text: &str) -> bool {
+    let mut numbers = text.split('.').skip(1);
+    let mut number =
+        || numbers.next().is_some_and(|text| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()));
+    text.starts_with('.') && number() && number() && numbers.next().is_none()
+}
+
 /// Makes a directory of the owner's that must not exist; false if it does.
 pub(crate) fn make_directory(path: &Path, owner: &User) -> anyhow::Result<bool> {
     match std::fs::DirBuilder::new().mode(0o700).create(path) {
@@ -162,5 +185,17 @@ mod tests {
         symlink("secret", at("link")).unwrap();
         give(&at("link"), &owner(12345)).unwrap();
         assert_eq!(std::fs::metadata(at("secret")).unwrap().uid(), 0);
+    }
+
+    #[test]
+    fn what_a_crash_left_of_our_writes_goes_and_nothing_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let names = [".a.conf.4711.3.part", ".a.conf.4711.part", ".b.conf.4711.3.part", "a.conf", ".a.conf.x.3.part"];
+        for name in names {
+            std::fs::write(directory.path().join(name), "").unwrap();
+        }
+        remove_parts(directory.path(), &["a.conf"]).unwrap();
+        let left: Vec<&str> = names.into_iter().filter(|name| directory.path().join(name).exists()).collect();
+        assert_eq!(left, names[1..]);
     }
 }

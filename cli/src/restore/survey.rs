@@ -3,6 +3,7 @@
 //! What is found becomes [`Facts`]; [`super::preflight`] judges them. Whatever cannot be looked at is a fact too. The
 //! directories are looked at in [`place`], the archive in [`wal`].
 
+mod created;
 mod place;
 mod wal;
 
@@ -28,6 +29,7 @@ use super::target::Goal;
 use crate::exit::{Exit, Failure};
 use crate::postgres::binaries::Binaries;
 use crate::postgres::owner::Owner;
+pub(crate) use created::{Created, Location};
 #[cfg(test)]
 pub(crate) use place::FileSystem;
 use place::look_at_place;

@@ -30,10 +30,7 @@ pub struct Buffer {
 
 impl Buffer {
     fn new(index: u16) -> io::Result<(Self, bool)> {
-        // Long enough to contain an aligned huge page wherever it begins; what lies around it is never touched,
-        // so it costs addresses and no memory.
-        let mut mapping = MmapMut::map_anon(2 * BUFFER_BYTES - DIRECT_BYTES)?;
-        let start = mapping.as_ptr().align_offset(BUFFER_BYTES);
+        let (mut mapping, start) = map_aligned()?;
         let advised = mapping.advise_range(Advice::HugePage, start, BUFFER_BYTES).is_ok();
         // The first touch is where the kernel decides for a huge page.
         mapping[start] = 0;
@@ -49,6 +46,35 @@ impl Buffer {
     pub fn index(&self) -> u16 {
         self.index
     }
+}
+
+/// A mapping with an aligned huge page in it, and where that begins.
+///
+/// Where `vm.overcommit_memory` is 2, as PostgreSQL's manual recommends, all of a mapping is charged, touched or not: so
+/// one that is no larger than the page is tried first.
+fn map_aligned() -> io::Result<(MmapMut, usize)> {
+    let misplaced = match map_page()? {
+        (page, 0) => return Ok((page, 0)),
+        (_, misplaced) => misplaced,
+    };
+    // Linux before 6.7 aligns nothing, but puts each mapping right below the last: below one of as many bytes as the
+    // first was too high, and below every page after that, the next is aligned.
+    let above = MmapMut::map_anon(misplaced)?;
+    if let (page, 0) = map_page()? {
+        return Ok((page, 0));
+    }
+    drop(above);
+    // Long enough to contain an aligned page wherever it begins.
+    let mapping = MmapMut::map_anon(2 * BUFFER_BYTES - DIRECT_BYTES)?;
+    let start = mapping.as_ptr().align_offset(BUFFER_BYTES);
+    Ok((mapping, start))
+}
+
+/// A mapping as large as a huge page, and by how much it begins too high.
+fn map_page() -> io::Result<(MmapMut, usize)> {
+    let mapping = MmapMut::map_anon(BUFFER_BYTES)?;
+    let misplaced = mapping.as_ptr().addr() % BUFFER_BYTES;
+    Ok((mapping, misplaced))
 }
 
 impl Deref for Buffer {
@@ -147,6 +173,14 @@ mod tests {
         for (index, buffer) in all.iter().enumerate() {
             assert!(buffer.iter().all(|byte| usize::from(*byte) == index + 1));
         }
+    }
+
+    #[test]
+    fn buffers_are_charged_once() {
+        const COUNT: u16 = 8;
+        let (all, _) = buffers(COUNT).unwrap();
+        let mapped: usize = all.iter().map(|buffer| buffer.mapping.len()).sum();
+        assert!(mapped <= (usize::from(COUNT) + 1) * BUFFER_BYTES, "{mapped} bytes");
     }
 
     #[test]

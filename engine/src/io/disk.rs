@@ -149,6 +149,8 @@ pub trait Disk: Send + Sync {
     fn sync(&self, file: &OpenFile) -> Result<()>;
     /// Makes everything durable that was written to the file system that `file` lies in.
     fn sync_file_system(&self, file: &OpenFile) -> Result<()>;
+    /// Whether that tells of writes through the page cache that were lost; else each file has to be synced.
+    fn sync_file_system_tells(&self) -> bool;
     /// Gives a file another name, replacing what is there. Durable after the sync of the directories.
     fn rename(&self, from: Place<'_>, to: Place<'_>) -> Result<()>;
     /// Removes a file or link.

@@ -49,6 +49,18 @@ pub fn sync_file_system_of(file: &File, path: &Path) -> Result<()> {
     rustix::fs::syncfs(file).map_err(|cause| Error::io("sync the file system of", path, cause))
 }
 
+/// Whether [`sync_file_system`] tells of lost writes on this kernel. Where it does not, whatever was written through the
+/// page cache has to be synced file by file; what went past it has told of its own losses.
+pub fn sync_file_system_tells() -> bool {
+    tells_since(&rustix::system::uname().release().to_string_lossy())
+}
+
+/// By the kernel's release, such as `5.15.0-91-generic`; one that cannot be read tells nothing.
+fn tells_since(release: &str) -> bool {
+    let mut numbers = release.split(|character: char| !character.is_ascii_digit()).map(str::parse::<u32>);
+    matches!((numbers.next(), numbers.next()), (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= (5, 8))
+}
+
 /// Renames durably, replacing what is at `to`. The caller has synced the file.
 pub fn rename_durably(from: &Path, to: &Path) -> Result<()> {
     std::fs::rename(from, to).map_err(|cause| Error::io("rename to", to, cause))?;
@@ -183,6 +195,16 @@ mod tests {
         std::fs::create_dir_all(occupied.join("child")).unwrap();
         assert!(write_atomically(&occupied, b"x", 0o600).is_err());
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn old_kernels_are_known_by_their_release() {
+        for release in ["5.8.0", "5.15.0-91-generic", "6.1-rc2", "10.0.0"] {
+            assert!(tells_since(release), "{release}");
+        }
+        for release in ["5.7.19", "4.18.0-553.el8.x86_64", "3.10.0", "", "next"] {
+            assert!(!tells_since(release), "{release}");
+        }
     }
 
     #[test]

@@ -41,6 +41,7 @@ pub struct LocalDisk {
     direct: bool,
     /// The most that one `pread` moves.
     request_bytes: usize,
+    sync_tells: bool,
 }
 
 impl LocalDisk {
@@ -57,12 +58,18 @@ impl LocalDisk {
 
     /// With this engine and no other; `direct` false goes through the page cache.
     pub fn with(engine: Engine, direct: bool) -> Self {
-        Self { engine, direct, request_bytes: REQUEST_BYTES_MAX }
+        let sync_tells = durable::sync_file_system_tells();
+        Self { engine, direct, request_bytes: REQUEST_BYTES_MAX, sync_tells }
     }
 
     /// With threads that move at most `request_bytes` a call, so that every transfer is a short one: for tests.
     pub fn with_short_requests(request_bytes: usize, direct: bool) -> Self {
-        Self { engine: Engine::Plain, direct, request_bytes }
+        Self { request_bytes, ..Self::with(Engine::Plain, direct) }
+    }
+
+    /// The same on a kernel whose syncs of file systems tell of no lost write: for tests.
+    pub fn with_silent_syncs(self) -> Self {
+        Self { sync_tells: false, ..self }
     }
 }
 
@@ -227,6 +234,10 @@ impl Disk for LocalDisk {
 
     fn sync_file_system(&self, file: &OpenFile) -> Result<()> {
         durable::sync_file_system_of(&file.file, &file.path)
+    }
+
+    fn sync_file_system_tells(&self) -> bool {
+        self.sync_tells
     }
 
     fn rename(&self, from: Place<'_>, to: Place<'_>) -> Result<()> {

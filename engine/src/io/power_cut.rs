@@ -64,6 +64,11 @@ impl Recording {
         self.len() == 0
     }
 
+    /// How many files were asked to be synced, one by one.
+    pub fn file_syncs(&self) -> usize {
+        self.state().events.iter().filter(|event| matches!(event, Event::SyncFile(_))).count()
+    }
+
     pub(super) fn add(&self, event: Event) -> usize {
         let mut state = self.state();
         state.events.push(event);

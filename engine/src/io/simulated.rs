@@ -177,6 +177,10 @@ impl Disk for Simulated {
         Ok(())
     }
 
+    fn sync_file_system_tells(&self) -> bool {
+        self.inner.sync_file_system_tells()
+    }
+
     fn rename(&self, from: Place<'_>, to: Place<'_>) -> Result<()> {
         self.turn("rename to", to.full())?;
         self.inner.rename(from, to)?;

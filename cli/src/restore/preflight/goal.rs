@@ -7,7 +7,7 @@ use engine::wal::history::History;
 use jiff::Timestamp;
 
 use super::super::moment;
-use super::super::survey::WalFacts;
+use super::super::survey::{Created, Location, WalFacts};
 use super::super::target::{Action, Goal};
 use super::{Problem, Request};
 
@@ -30,6 +30,7 @@ pub(super) fn judge(
     let mut judge = Judge { request, now, choice, wal, judgement: TargetJudgement::default() };
     judge.target();
     judge.wal();
+    judge.tablespaces();
     judge.judgement
 }
 
@@ -144,6 +145,36 @@ impl Judge<'_> {
 }
 
 impl Judge<'_> {
+    /// Replayed where the original has its files, they would be overwritten.
+    fn tablespaces(&mut self) {
+        let (Ok(_), Ok(facts)) = (self.choice, self.wal) else { return };
+        let Some(created) = &facts.created else {
+            if facts.missing.is_empty() {
+                self.judgement.warnings.push(
+                    "not proven: that no tablespace is created on the way, whose files would go where the original has \
+                     them (pg_waldump is missing)"
+                        .to_owned(),
+                );
+            }
+            return;
+        };
+        for Created { oid, location, lsn, place } in created {
+            let what = format!("the WAL on the way to the target creates tablespace {oid} in {}", location.display());
+            let earlier = format!("or choose a target before {lsn}, or a backup from after it");
+            match place {
+                Location::Free => {}
+                Location::Absent => self.refuse(
+                    format!("{what}, which is not on this machine: PostgreSQL stops there"),
+                    format!("make that directory, empty and owned by the instance's user, {earlier}"),
+                ),
+                Location::Taken => self.refuse(
+                    format!("{what}, where a cluster has files: the replay would write into them"),
+                    format!("restore on another machine, {earlier}"),
+                ),
+            }
+        }
+    }
+
     /// Where the WAL cannot be looked into. For a time that is only a proof which is missing, for a transaction that
     /// ended before a later backup as well; a restore point's place nobody knows.
     fn unsearchable(&mut self, reason: &str, facts: &WalFacts, major: u32) {

@@ -17,6 +17,7 @@ use super::super::choose::{self, Choice, Histories};
 use super::super::preflight::Request;
 use super::super::target::Goal;
 use super::Aim;
+use super::created::{Created, created};
 use crate::postgres::binaries::Binaries;
 use crate::postgres::waldump::{self, Event, Kind};
 
@@ -41,6 +42,8 @@ pub(crate) struct WalFacts {
     pub(crate) archived: Option<Timestamp>,
     /// The end of a later backup by whose snapshot the transaction had ended.
     pub(crate) ended_by: Option<Lsn>,
+    /// The tablespaces that the replay would create; none where the WAL was not searched for them.
+    pub(crate) created: Option<Vec<Created>>,
 }
 
 /// What looks into WAL; some packages of the server are without it.
@@ -75,23 +78,24 @@ pub(super) fn locate(
         let chosen = choose::choose(std::slice::from_ref(info), None, request.timeline, &Goal::Latest, None, histories);
         let Ok(Choice { path, .. }) = chosen else { continue };
         let mut place = None;
-        scan(archive, binaries, &path, info.wal.stop, until, Kind::RestorePoints, &mut |record| match record.event {
+        scan(archive, binaries, &path, info.wal.start, until, Kind::RestorePoints, &mut |record| match record.event {
             Event::RestorePoint { name } if name == *wanted => {
                 place = Some(record.lsn);
                 ControlFlow::Break(())
             }
             _ => ControlFlow::Continue(()),
         })?;
-        if place.is_some() {
+        // PostgreSQL stops at the first point of that name. One during the backup comes too early for this one.
+        if place.is_some_and(|place| place >= info.wal.stop) {
             return Ok(place);
         }
-        until = Some(info.wal.stop);
+        until = place.map(|place| Lsn(place.0 + 1)).or(Some(info.wal.stop));
     }
     Ok(None)
 }
 
 /// Looks at the records of a path from `from` to `to` (none: the end of the archive), timeline by timeline.
-fn scan(
+pub(super) fn scan(
     archive: &WalArchive,
     binaries: &Binaries,
     path: &History,
@@ -125,7 +129,10 @@ fn scan(
         };
         waldump::scan(&program, directory.path(), range, kind, &mut fetch, &mut watched)?;
         let (false, Some(left_at)) = (stopped, left_at) else { return Ok(()) };
-        from = left_at;
+        // Where it was left within a segment that never got whole, the next timeline's first segment repeats it.
+        let last = SegmentName::ending_at(timeline, left_at, segment_bytes);
+        let is_whole = archive.contains(&last.file_name(segment_bytes))?;
+        from = if is_whole { left_at } else { from.max(last.start(segment_bytes)) };
     }
     Ok(())
 }
@@ -173,7 +180,8 @@ pub(super) fn wal_facts(
         facts.archived = reach.and_then(|reach| Timestamp::from_second(reach.archived?).ok());
         return Ok(facts);
     }
-    let Some(binaries) = binaries.filter(|_| facts.missing.is_empty()) else { return Ok(facts) };
+    let searcher = binaries.filter(|found| facts.missing.is_empty() && found.has(PG_WALDUMP));
+    let Some(binaries) = searcher else { return Ok(facts) };
     match &request.goal {
         Goal::Time(_) => {
             let until = facts.gaps.first().map(|gap| gap.start(segment_bytes)).or(end);
@@ -194,6 +202,25 @@ pub(super) fn wal_facts(
         Goal::Name(_) => facts.searched = true,
         Goal::Latest | Goal::Lsn(_) | Goal::Immediate => {}
     }
+    let until = match &request.goal {
+        Goal::Immediate => Some(info.wal.stop),
+        Goal::Lsn(lsn) => Some(*lsn),
+        Goal::Name(_) | Goal::Xid(_) => facts.place,
+        Goal::Latest | Goal::Time(_) => None,
+    };
+    let mut created = created(archive, binaries, path, info.wal.start, until)?;
+    if let Goal::Time(moment) = &request.goal {
+        let mut on_the_way = Vec::new();
+        for tablespace in created {
+            let before =
+                last_transaction(archive, binaries, path, info.wal.start, Some(tablespace.lsn), segment_bytes)?;
+            if before.is_none_or(|before| before <= *moment) {
+                on_the_way.push(tablespace);
+            }
+        }
+        created = on_the_way;
+    }
+    facts.created = Some(created);
     Ok(facts)
 }
 

@@ -104,3 +104,19 @@ fn a_cancelled_copy_goes_on_later() {
         assert_same(&sample.tree, &layout);
     }
 }
+
+/// Linux before 5.8.
+#[test]
+fn where_a_sync_of_the_file_system_tells_no_losses_each_file_is_synced() {
+    let sample = Sample::new(Compression::Lz4, small_tree());
+    let syncs = |name: &str, disk: LocalDisk| {
+        let (disk, recording) = Simulated::recording(Arc::new(disk), sample.directory.path());
+        hydrate(&sample, &sample.target(name), Source::Blocks, Arc::new(disk)).unwrap();
+        recording.file_syncs()
+    };
+    let through_the_cache = LocalDisk::with(Engine::Plain, false);
+    let before = syncs("telling", through_the_cache);
+    assert!(syncs("silent", through_the_cache.with_silent_syncs()) >= before + 3);
+    // Only the end of one file goes through the cache here.
+    assert!(syncs("direct", LocalDisk::with(Engine::Plain, true).with_silent_syncs()) < before + 3);
+}

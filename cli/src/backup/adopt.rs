@@ -1,0 +1,328 @@
+//! `backup --from DIR`: a base backup that `pg_basebackup` made becomes a backup of the repository.
+//!
+//! No server is asked; everything is in the directory. `pg_control` says which cluster it is, `backup_label` where recovery
+//! begins, `backup_manifest` where it is consistent and what every file must be. The files are read by the copy of an
+//! ordinary backup and compared with the list on their way; nothing is committed unless all of them are as listed. What
+//! only SQL could have told stays unknown: a tablespace goes by its OID, a minor version by 0, and the end's time and
+//! snapshot are bounded from the WAL (see [`wal::end_of`](super::adopt_wal::end_of)).
+//!
+//! Always true: a directory in which a server has run since is refused. Its `pg_control` is on the list like any file.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result};
+use engine::Error;
+use engine::format::backup::{BackupInfo, ServerInfo, WalRange};
+use engine::format::file::{FileKind, FileRecord};
+use engine::repository::{Description, Parent, Repository};
+use engine::units::ClusterName;
+use rustix::fs::{Mode, OFlags};
+
+use super::adopt_wal::{self, End};
+use super::copy::{Copied, Copy, Read};
+use super::label::Label;
+use super::late::LateFiles;
+use super::listed::{self, Listed};
+use super::outside::Outside;
+use super::plan::Plan;
+use super::report::Report;
+use super::server::{self, Server, Stopped};
+use super::{bad_pages, cluster_of, list_files, tablespaces_of, write_control, write_late_files};
+use crate::context::Context;
+use crate::exit::{Exit, Failure};
+use crate::human;
+use crate::postgres::control::{self, ControlFile};
+use crate::postgres::owner::Owner;
+use crate::restore::conf;
+
+/// A label has eight lines, `PG_VERSION` one, a configuration a few hundred.
+const SMALL_BYTES_MAX: u64 = 16 << 20;
+/// How many files a refusal names.
+const NAMES_LISTED: usize = 3;
+/// What the directory's configuration may tell; the rest comes out of `pg_control` or with the files themselves.
+const SETTINGS: [&str; 6] = [
+    "archive_mode",
+    "listen_addresses",
+    "port",
+    "shared_preload_libraries",
+    "stats_temp_directory",
+    "unix_socket_directories",
+];
+
+/// A base backup that may be adopted.
+struct BaseBackup {
+    server: Server,
+    listed: Listed,
+    label: String,
+    tablespace_map: String,
+    range: WalRange,
+    tablespaces: BTreeMap<u32, (String, String)>,
+}
+
+/// The verb's story, without a server.
+pub(super) fn adopt(
+    repository: &Repository,
+    name: &ClusterName,
+    parent: Parent,
+    directory: &Path,
+    context: &Context,
+) -> Result<BackupInfo> {
+    let output = &context.output;
+    let began = Instant::now();
+
+    let step = output.step("base backup");
+    let base = BaseBackup::survey(directory)?;
+    let server = &base.server;
+    let known = repository.find_cluster(name)?;
+    adopt_wal::refuse_gap(
+        known.as_ref().map(|cluster| cluster.wal()).as_ref(),
+        &server.data,
+        &base.range,
+        server.info.wal_segment_bytes,
+    )?;
+    let cluster = cluster_of(repository, name, server)?;
+    step.done(&format!("PostgreSQL {} in {}", server.version().major(), server.data.display()));
+
+    let step = output.step("scan");
+    let files = list_files(server, &base.tablespaces, &Outside::default(), context)?;
+    refuse(Exit::Refused, &server.data, &base.listed.compare_names(&server.data, &files))?;
+    let writer = cluster.begin_backup(parent)?;
+    let block = repository.info().block_bytes;
+    let plan = Plan::new(&files, block);
+    step.done(&format!("{} in {} files and directories", human::bytes(plan.bytes), files.len()));
+
+    let step = output.step("copy");
+    let phase = output.phase("copy", plan.bytes);
+    let copy = Copy::new(&server.data, &files, &plan, &writer, block, server.info.data_checksums, &phase);
+    let copied = copy.run(context.workers()?, &mut || Ok(()))?;
+    let copy_result = phase.finish();
+    let mut late = LateFiles::begin(&writer, &plan, block)?;
+    let control = write_control(server, &mut late)?;
+    base.compare(&files, &copied, control, context)?;
+    step.done(&format!("{}, all as in backup_manifest", copy_result.text()));
+
+    let step = output.step("WAL");
+    let chosen = context.settings.get("pg_bin", None).map(|(path, _)| PathBuf::from(path));
+    let supply = adopt_wal::Supply::new(cluster.wal(), server, chosen.as_deref());
+    let wal_origin = supply.bring(&base.range, output)?;
+    let end = supply.end_of(&base.range, || base.newest_time(&files, &copied))?;
+    step.done(&format!("{} to {}", base.range.start, base.range.stop));
+
+    let step = output.step("commit");
+    let End { at_micros, snapshot } = end;
+    let BaseBackup { label, tablespace_map, .. } = &base;
+    let (label, tablespace_map) = (label.clone(), tablespace_map.clone());
+    let stopped = Stopped { lsn: base.range.stop, label, tablespace_map, snapshot, at_micros };
+    write_late_files(server, &stopped, &base.range, &files, &copied, control, &mut late)?;
+    late.finish()?;
+    let description = Description {
+        stopped_at: super::stopped_at(&stopped)?,
+        stopped_unix: server::whole_seconds(at_micros),
+        tablespaces: tablespaces_of(&files, &copied, &base.tablespaces),
+        bad_pages: bad_pages(&files, &copied, base.range.start, base.range.stop),
+        server: server.info.clone(),
+        snapshot: stopped.snapshot,
+        wal: base.range.clone(),
+    };
+    let backup = writer.finish(description)?;
+    step.done(&format!("after {}", human::duration(began.elapsed())));
+
+    let report = Report { backup: &backup, wal_origin, copy: &copy_result };
+    if let Some(damage) = report.damage() {
+        output.error(&damage.into());
+    }
+    output.result(&report.text(), &report);
+    Ok(backup)
+}
+
+impl BaseBackup {
+    /// Looks at everything that can be told before a file is copied.
+    fn survey(directory: &Path) -> Result<Self> {
+        let data = std::fs::canonicalize(directory)
+            .map_err(|error| no(format!("cannot read {}: {error}", directory.display())))?;
+        let shown = data.display();
+        let Some(version) = small(&data, "PG_VERSION")? else {
+            return Err(no(format!("{shown} is no data directory: it has no PG_VERSION"))
+                .hint("--from takes the directory of `pg_basebackup --format=plain`")
+                .into());
+        };
+        if data.join("postmaster.pid").exists() {
+            return Err(ran(&data, "it has a postmaster.pid"));
+        }
+        let Some(label) = small(&data, "backup_label")? else {
+            return Err(ran(&data, "it has no backup_label"));
+        };
+        let Some(list) = read(&data, "backup_manifest", listed::BYTES_MAX)? else {
+            return Err(no(format!("{shown} has no backup_manifest"))
+                .hint("make the base backup without --no-manifest")
+                .into());
+        };
+        let listed =
+            Listed::parse(&list).map_err(|detail| no(format!("{shown}/backup_manifest cannot be used: {detail}")))?;
+        if let Some(path) = listed.incremental() {
+            let message = format!("{shown} is an incremental base backup ({path})");
+            return Err(no(message).hint("combine it with those before it: pg_combinebackup").into());
+        }
+        if let Some(encoded) = listed.encoded.first() {
+            return Err(no(format!("{shown} has a file whose name is not UTF-8 (in hexadecimal {encoded})")).into());
+        }
+        let control = control::read(&data).map_err(|error| no(format!("{error:#}")))?;
+        server::refuse_other_builds(&control)?;
+        let range = range(&data, &label, &listed)?;
+        if listed.system_identifier.is_some_and(|identifier| identifier != control.system_identifier.0) {
+            return Err(no(format!("{shown}: backup_manifest and pg_control are of different clusters")).into());
+        }
+        let major = server::known_major(&version)?;
+        let server = server_of(data, control, major)?;
+        let tablespaces = tablespaces_in(&server.data)?;
+        let tablespace_map = small(&server.data, "tablespace_map")?.unwrap_or_default();
+        Ok(Self { server, listed, label, tablespace_map, range, tablespaces })
+    }
+
+    /// All that was read, against the list.
+    fn compare(&self, files: &[FileRecord], copied: &Copied, control: Read, context: &Context) -> Result<()> {
+        let regular = files.iter().zip(&copied.read).filter(|(file, _)| file.kind == FileKind::Regular);
+        let regular = regular.map(|(file, read)| (file.path.as_str(), read.as_ref()));
+        let label = self.label.as_bytes();
+        let label = Read { bytes: label.len() as u64, crc32c: crc32c::crc32c(label), modified: 0 };
+        let late = [("backup_label", Some(&label)), (control::PATH, Some(&control))];
+        let all: Vec<_> = late.into_iter().chain(regular).collect();
+        let mut wrong: Vec<String> = all.iter().filter_map(|(path, read)| self.listed.compare(path, *read)).collect();
+        let read: Vec<(&str, Read)> = all.iter().filter_map(|(path, read)| Some((*path, *(*read)?))).collect();
+        let data = &self.server.data;
+        wrong.extend(self.listed.compare_digests(data, &read, context.workers()?, &|| context.interrupted())?);
+        refuse(Exit::Failed, data, &wrong)
+    }
+
+    /// The newest time of a file, microseconds since 1970.
+    ///
+    /// `pg_basebackup` receives `backup_manifest` behind everything else, after the backup's end, and every file gets its
+    /// time as it is written. A copy of the directory has these times or later ones.
+    fn newest_time(&self, files: &[FileRecord], copied: &Copied) -> Result<i64> {
+        let path = self.server.data.join("backup_manifest");
+        let list = std::fs::symlink_metadata(&path).map_err(|cause| Error::io("examine", &path, cause))?.mtime();
+        let read = files.iter().zip(&copied.read).filter_map(|(_, read)| Some(read.as_ref()?.modified));
+        // The second is not over.
+        Ok((read.chain([list]).max().unwrap_or(list) + 1).saturating_mul(1_000_000))
+    }
+}
+
+/// Where recovery begins and the files are consistent: label and list must tell of the same backup.
+fn range(data: &Path, label: &str, listed: &Listed) -> Result<WalRange> {
+    let shown = data.display();
+    if label.contains("INCREMENTAL FROM LSN") {
+        let message = format!("{shown} is an incremental base backup (its backup_label says so)");
+        return Err(no(message).hint("combine it with those before it: pg_combinebackup").into());
+    }
+    let Some(label) = Label::parse(label) else {
+        return Err(no(format!("{shown}/backup_label has no start and no timeline")).into());
+    };
+    let [range] = listed.ranges.as_slice() else {
+        let message = format!("the WAL of {shown} goes over {} timelines", listed.ranges.len());
+        return Err(no(message).hint("its server was promoted meanwhile: make the base backup again").into());
+    };
+    if range.start != label.start || range.timeline != label.timeline || range.stop < range.start {
+        return Err(no(format!("{shown}: backup_label and backup_manifest are of different backups")).into());
+    }
+    Ok(range.clone())
+}
+
+/// The directory as a server that could be asked no further.
+fn server_of(data: PathBuf, control: ControlFile, major: u32) -> Result<Server> {
+    let metadata = std::fs::metadata(&data).map_err(|cause| Error::io("examine", &data, cause))?;
+    let owner = Owner::of(&data)?;
+    let mut settings: BTreeMap<String, String> = BTreeMap::new();
+    // As it ran: a hot standby needs at least as much.
+    for (name, value) in [
+        ("max_connections", control.max_connections),
+        ("max_locks_per_transaction", control.max_locks_per_transaction),
+        ("max_prepared_transactions", control.max_prepared_transactions),
+        ("max_wal_senders", control.max_wal_senders),
+        ("max_worker_processes", control.max_worker_processes),
+    ] {
+        settings.insert(name.to_owned(), value.to_string());
+    }
+    for file in ["postgresql.conf", "postgresql.auto.conf"] {
+        let Some(text) = read(&data, file, SMALL_BYTES_MAX)? else { continue };
+        let told = SETTINGS.iter().filter_map(|name| Some(((*name).to_owned(), conf::value_of(&text, name)?)));
+        settings.extend(told);
+    }
+    let info = ServerInfo {
+        system_identifier: control.system_identifier,
+        version_num: major * 10_000,
+        data_checksums: control.data_checksum_version != 0,
+        wal_segment_bytes: u64::from(control.wal_segment_bytes),
+        data_directory: data.display().to_string(),
+        outside_files: Vec::new(),
+        owner: owner.name.clone(),
+        settings,
+    };
+    let (gid, group_access) = (metadata.gid(), metadata.mode() & 0o050 != 0);
+    Ok(Server { data, control, info, owner, gid, group_access, is_standby: false })
+}
+
+/// The links in `pg_tblspc`: their names are the OIDs, and the OIDs must do for the tablespaces' names.
+fn tablespaces_in(data: &Path) -> Result<BTreeMap<u32, (String, String)>> {
+    let directory = data.join("pg_tblspc");
+    let mut found = BTreeMap::new();
+    for entry in std::fs::read_dir(&directory).map_err(|cause| Error::io("list", &directory, cause))? {
+        let entry = entry.map_err(|cause| Error::io("list", &directory, cause))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if let (Ok(oid), Ok(location)) = (name.parse::<u32>(), std::fs::read_link(entry.path())) {
+            found.insert(oid, (name, location.to_string_lossy().into_owned()));
+        }
+    }
+    Ok(found)
+}
+
+fn small(data: &Path, name: &str) -> Result<Option<String>> {
+    let bytes = read(data, name, SMALL_BYTES_MAX)?;
+    let text = bytes.map(String::from_utf8).transpose();
+    text.map_err(|_| no(format!("{} is not UTF-8", data.join(name).display())).into())
+}
+
+/// A file of the directory; nothing if there is none. Not through a link: we may be root, and the directory anybody's.
+fn read(data: &Path, name: &str, bytes_max: u64) -> Result<Option<Vec<u8>>> {
+    let path = data.join(name);
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = match rustix::fs::open(&path, flags, Mode::empty()) {
+        Ok(file) => File::from(file),
+        Err(rustix::io::Errno::NOENT) => return Ok(None),
+        Err(cause) => return Err(no(format!("cannot read {}: {}", path.display(), std::io::Error::from(cause))).into()),
+    };
+    let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() <= bytes_max);
+    if !is_file {
+        return Err(no(format!("{} is no file of the size that it may have", path.display())).into());
+    }
+    let mut bytes = Vec::new();
+    file.take(bytes_max).read_to_end(&mut bytes).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(Some(bytes))
+}
+
+fn no(message: impl Into<String>) -> Failure {
+    Failure::new(Exit::Refused, message)
+}
+
+fn ran(data: &Path, why: &str) -> anyhow::Error {
+    no(format!("{} is no base backup as pg_basebackup left it: {why}", data.display()))
+        .hint("a server that runs, or has run there since, is backed up with --dbname")
+        .into()
+}
+
+/// One line for all that is wrong.
+fn refuse(exit: Exit, data: &Path, wrong: &[String]) -> Result<()> {
+    if wrong.is_empty() {
+        return Ok(());
+    }
+    let listed = wrong[..wrong.len().min(NAMES_LISTED)].join("; ");
+    let more = wrong.len().saturating_sub(NAMES_LISTED);
+    let more = if more > 0 { format!("; and {more} more") } else { String::new() };
+    Err(Failure::new(exit, format!("{} is not as pg_basebackup left it: {listed}{more}", data.display()))
+        .hint("nothing was taken over; make the base backup again")
+        .into())
+}
