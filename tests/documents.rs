@@ -53,6 +53,11 @@ fn the_readmes_commands_run_in_their_order() -> Result<()> {
     for command in &commands {
         let command = places.iter().fold(command.clone(), |command, (theirs, ours)| command.replace(theirs, ours));
         script.push_str(&format!("echo '$ {}' >&2\n{command}\n", command.replace('\'', "'\\''")));
+        if command.contains("pg_switch_wal") {
+            // A reader takes longer to type the next command than the archiver to send the segment.
+            let status = cluster.data.join("pg_wal/archive_status").display().to_string();
+            script.push_str(&format!("while ls {status} | grep -q ready; do sleep 0.1; done\n"));
+        }
     }
     let ran = Run::new("bash")
         .args(["-c", &script])
