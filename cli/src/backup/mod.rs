@@ -8,7 +8,8 @@
 //! [`exclude`], [`relation`]), who reads what ([`plan`]), the reading ([`copy`], [`source`], [`pages`]), the WAL ([`wal`]),
 //! the files that are made at the end ([`late`], [`checklist`]), and a configuration that lies elsewhere ([`outside`]).
 //!
-//! With `--from` no server is asked: [`adopt`] takes over what `pg_basebackup` made.
+//! What is different on a standby stands in [`standby`]. With `--from` no server is asked: [`adopt`] takes over what
+//! `pg_basebackup` made.
 //!
 //! The session stays open to the end: when it goes, for whatever reason, the server itself ends the backup and drops the
 //! replication slot, and what was written to the repository is swept by the next backup.

@@ -17,7 +17,7 @@ use crate::units::ClusterName;
 use crate::{Error, Result};
 
 /// Chunks kept, by their stored bytes: the index of any backup and the leaves that a few readers are at. In memory a
-/// chunk takes up to twice as much.
+/// chunk takes more, three to four times as much by a server's resident memory.
 const KEPT_BYTES_MAX: usize = 16 << 20;
 
 /// A chunk, parsed.

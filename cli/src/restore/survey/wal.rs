@@ -1,6 +1,7 @@
 //! Looking into the archive: how far it reaches, what is missing on the way, and where the target lies in it.
 //!
-//! Restore points and transactions are found with `pg_waldump`, segment by segment, along the timelines of the path.
+//! Restore points, transactions, and tablespaces that the replay would create ([`super::created`]) are found with
+//! `pg_waldump`, segment by segment, along the timelines of the path.
 
 use std::ops::ControlFlow;
 use std::path::Path;
