@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -72,12 +72,16 @@ pub fn same_trees(
     Ok(())
 }
 
+/// What goes while it is looked at (a backup or an archiver may be at work below `root`) is not there.
 fn walk(root: &Path, path: &Path, visit: &mut impl FnMut(&Path, &fs::Metadata) -> Result<()>) -> Result<()> {
     let directory = root.join(path);
     for entry in fs::read_dir(&directory).with_context(|| format!("cannot list {}", directory.display()))? {
         let entry = entry?;
         let below = path.join(entry.file_name());
-        let metadata = entry.metadata().with_context(|| format!("cannot stat {}", entry.path().display()))?;
+        let metadata = match entry.metadata() {
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            metadata => metadata.with_context(|| format!("cannot stat {}", entry.path().display()))?,
+        };
         visit(&below, &metadata)?;
         if metadata.is_dir() {
             walk(root, &below, visit)?;
