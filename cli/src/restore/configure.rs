@@ -139,7 +139,11 @@ impl<'a> Configuration<'a> {
     /// and a directory for the socket, which a reboot may have taken.
     pub(crate) fn prepare_start(&self) -> anyhow::Result<()> {
         self.make_socket_directory()?;
-        self.signal()?;
+        // A standby may have a target, but a recovery without one opens at the end of the WAL: never `recovery.signal`
+        // beside settings that are not its own.
+        if self.plan.target.waits_at_the_end() {
+            self.signal()?;
+        }
         let settings = self.recovery_settings()?;
         let names: Vec<&str> = settings.iter().map(|setting| setting.name.as_str()).collect();
         if let Some(auto) = files::read(&self.plan.data().join(AUTO))? {
@@ -147,7 +151,14 @@ impl<'a> Configuration<'a> {
         }
         let conf = files::read(&self.plan.data().join(CONF))?.unwrap_or_default();
         let why = "Only until the server has left recovery; `pghydrant restore` takes it out again.";
-        self.write(CONF, &conf::with_block(&conf, &self.stamp(), why, &settings))
+        self.write(CONF, &conf::with_block(&conf, &self.stamp(), why, &settings))?;
+        self.signal()
+    }
+
+    /// Whether the recovery's settings are in the configuration.
+    pub(crate) fn is_in_force(&self) -> anyhow::Result<bool> {
+        let conf = files::read(&self.plan.data().join(CONF))?;
+        Ok(conf.is_some_and(|conf| conf::has_block(&conf, &self.stamp())))
     }
 
     /// What a hot standby needs more of than the configuration gives: it refuses to start with less than `pg_control` has.

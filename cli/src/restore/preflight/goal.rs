@@ -85,11 +85,13 @@ impl Judge<'_> {
         let goal = &self.request.goal;
         let end = facts.end.map_or_else(|| "nothing".to_owned(), |end| end.to_string());
         if let (Goal::Lsn(lsn), Some(archive_end)) = (goal, facts.end)
-            && *lsn > archive_end
+            && *lsn >= archive_end
         {
+            // PostgreSQL stops at a record that begins there or later, or not at all.
+            let place = if *lsn == archive_end { "is" } else { "lies after" };
             return self.refuse(
-                format!("LSN {lsn} lies after the end of the archived WAL ({archive_end})"),
-                "archive the rest of the WAL first, or choose an earlier target",
+                format!("LSN {lsn} {place} the end of the archived WAL ({archive_end})"),
+                "leave --target-lsn out to recover to the end of the WAL, or archive the rest of it first",
             );
         }
         if let Some(first) = facts.missing.first() {
