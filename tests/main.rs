@@ -20,6 +20,7 @@ mod disk_full;
 mod documents;
 mod harness;
 mod hostile;
+mod impossible_targets;
 mod live;
 mod mount;
 mod open_files;
