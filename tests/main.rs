@@ -22,6 +22,7 @@ mod harness;
 mod hostile;
 mod impossible_targets;
 mod live;
+mod machine;
 mod mount;
 mod open_files;
 mod reboots;

@@ -15,6 +15,7 @@ use serde::Serialize;
 use super::plan::{Before, Place, Plan, Source, TablespacePlan, User};
 use super::survey::{Aim, Facts, Found, What};
 use super::target::Target;
+use crate::machine::{self, Finding};
 pub(crate) use goal::TargetJudgement;
 pub(crate) use request::Request;
 
@@ -54,6 +55,7 @@ pub(crate) fn judge(request: &Request, facts: &Facts) -> Judgement {
     judge.users();
     judge.problems.extend(goal.problems);
     judge.server();
+    judge.machine();
     judge.places();
     judge.tablespaces();
     judge.room();
@@ -146,6 +148,20 @@ impl<'a> Judge<'a> {
                 |free| format!("choose another: --port {free}"),
             );
             self.refuse(format!("port {} is in use ({user})", port.number), free);
+        }
+    }
+
+    /// What keeps a server from starting stops a restore that starts one.
+    fn machine(&mut self) {
+        if self.facts.choice.is_err() {
+            return;
+        }
+        for Finding { stops, what, cure } in machine::judge(&self.facts.needs, &self.facts.machine) {
+            if stops && !self.request.no_start {
+                self.refuse(what, cure);
+            } else {
+                self.warnings.push(format!("{what} (cure: {cure})"));
+            }
         }
     }
 
