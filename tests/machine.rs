@@ -151,6 +151,18 @@ fn an_isolated_copy_follows_nobody_runs_no_jobs_and_tells_what_lifts_each() -> R
     let workers = "SELECT count(*) FROM pg_stat_activity WHERE backend_type LIKE 'logical replication%'";
     assert_eq!(copy.sql(workers)?, "0");
     assert_eq!(copy.sql("SELECT subenabled FROM pg_subscription")?, "t", "the catalogs are the original's");
+    // A copy that became a cluster of its own, and is copied again: what its original was kept from, it is kept from.
+    fs::remove_file(target.join("pg_wal/pghydrant.copy"))?;
+    let (connection, again) = (copy.connection_string(), furnished.world.scratch.join("again"));
+    let repository = furnished.world.repository.shown();
+    let second = ["--repo", &repository, "--cluster", "second"];
+    furnished.world.pghydrant.succeed([&["backup", "--dbname", &connection], &second[..]].concat())?;
+    copy.stop("fast")?;
+    let (to, port) = (again.display().to_string(), cluster::free_port()?.to_string());
+    let arguments = ["restore", "--to", &to, "--port", &port, "--source", "blocks"];
+    let finished = furnished.world.pghydrant.succeed([&arguments, &second[..]].concat())?;
+    ensure!(finished.stdout.contains("shared_preload_libraries (was pg_cron, auto_explain)"), "{finished}");
+    assert_eq!(Instance::running_in(&again)?.sql("SHOW shared_preload_libraries")?, "auto_explain");
     drop(copy);
     fs::remove_dir_all(&target)?;
     furnished.move_library("pg_cron", false)?;
@@ -178,6 +190,8 @@ fn an_isolated_copy_follows_nobody_runs_no_jobs_and_tells_what_lifts_each() -> R
 fn what_this_machine_lacks_is_told_before_anything_is_touched() -> Result<()> {
     requires!(Postgres);
     let furnished = Furnished::new()?;
+    // For the next start, which does not come.
+    furnished.world.cluster.configure("max_connections = 21")?;
     furnished.world.backup()?;
     let doctor = || -> Result<String> {
         let finished = furnished.world.pghydrant.run(furnished.world.repository.arguments(&["doctor"], &[]))?;
@@ -212,25 +226,28 @@ fn what_this_machine_lacks_is_told_before_anything_is_touched() -> Result<()> {
     let icu = find_text(&serde_json::from_str(&text)?, "icu_version").context("no ICU")?;
     moved = moved.replace(&format!("\"icu_version\": \"{icu}\""), "\"icu_version\": \"7\"");
     fs::write(&description, resealed(&moved)?)?;
+    let unreadable = "lc_time = yy_YY.ISO-8859-1@euro, a locale that this machine lacks: the server would not start";
     let stops = [
         "this machine lacks the locale xx_XX.UTF-8 of databases hidden, postgres, template1: nobody could connect to any database",
-        "lc_time is yy_YY.ISO-8859-1@euro, a locale that this machine lacks: the server would not start",
         "huge_pages is on, and shared_memory_size of 8.8 TiB takes ",
     ];
     let order =
         format!("1 index of database postgres, sorted by ICU 7, may be out of order by ICU {icu} of this machine");
     let refused = furnished.plan(&[])?.expect_code(3)?.expect_stderr(&[&order])?.expect_stderr(&stops)?;
     let refused = refused.expect_stderr(&[
+        unreadable,
         "the restore is refused for 3 reasons; nothing was touched",
         "hint: localedef -i xx_XX -f UTF-8 xx_XX.UTF-8, as root",
         "hint: localedef -i yy_YY@euro -f ISO-8859-1 yy_YY.ISO-8859-1@euro, as root",
         "hint: sysctl vm.nr_hugepages=",
     ])?;
     ensure!(!furnished.world.target().exists(), "{refused}");
-    for stop in stops {
+    for stop in stops.iter().chain([&unreadable]) {
         ensure!(doctor()?.contains(&format!("missing  newest backup      {stop}")), "{}", doctor()?);
     }
-    // Who only copies may cure it before the start.
-    furnished.plan(&["--no-start"])?.expect_code(0)?.expect_stderr(&stops)?;
+    // Who only copies may cure it before the start; but PostgreSQL must read the configuration that is prepared.
+    let refused = furnished.plan(&["--no-start"])?.expect_code(3)?;
+    let too_few = "warning: max_connections is 21 in the backup's configuration, and its first start needs 100 (cure: ";
+    refused.expect_stderr(&stops)?.expect_stderr(&[too_few, &format!("error: {unreadable}")])?;
     Ok(())
 }

@@ -32,13 +32,18 @@ const QUESTION_LIMIT: &str = "SET statement_timeout = '3s'";
 const NORMAL_OBJECT_FIRST: u32 = 16_384;
 
 /// Asks the server, and then each of its databases.
-pub(super) fn gather(client: &Client, conninfo: &Conninfo, pid: u32, stop: &dyn Fn() -> bool) -> Environment {
+pub(super) fn gather(
+    client: &Client,
+    conninfo: &Conninfo,
+    process: Option<u32>,
+    stop: &dyn Fn() -> bool,
+) -> Environment {
     let began = Instant::now();
     let mut databases = told("the databases", databases(client));
     let mut publications = Vec::new();
     for (asked, database) in databases.iter_mut().filter(|database| database.allows_connections).enumerate() {
         if stop() || asked >= DATABASES_MAX || began.elapsed() >= PATIENCE {
-            database.unknown = Some("not asked: there was no time for it".to_owned());
+            database.unknown = Some("not asked: too many databases, or too slow a server".to_owned());
             continue;
         }
         match look_into(&conninfo.in_database(&database.name), database) {
@@ -51,7 +56,7 @@ pub(super) fn gather(client: &Client, conninfo: &Conninfo, pid: u32, stop: &dyn 
     }
     Environment {
         libc_version: told("the C library", libc_version(client)).or_else(machine::libc_version),
-        icu_version: machine::icu_of_process(pid),
+        icu_version: process.and_then(machine::icu_of_process),
         replication: Replication {
             slots: told("the replication slots", slots(client)),
             subscriptions: told("the subscriptions", subscriptions(client)),
@@ -63,7 +68,7 @@ pub(super) fn gather(client: &Client, conninfo: &Conninfo, pid: u32, stop: &dyn 
 
 /// What could not be asked is left out.
 fn told<T: Default>(what: &str, answer: Result<T>) -> T {
-    answer.inspect_err(|error| tracing::info!("{what} are not recorded: {error:#}")).unwrap_or_default()
+    answer.inspect_err(|error| tracing::info!("not recorded: {what}: {error:#}")).unwrap_or_default()
 }
 
 fn databases(client: &Client) -> Result<Vec<Database>> {

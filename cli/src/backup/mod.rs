@@ -124,7 +124,7 @@ fn back_up(
     let step = output.step("connect");
     let client = Client::connect(conninfo)?;
     let mut server = Server::survey(&client)?;
-    server.look_around(&client, conninfo, &interrupted)?;
+    server.look_around(&client, conninfo, &interrupted);
     let cluster = cluster_of(repository, name, &server)?;
     let writer = cluster.begin_backup(parent)?;
     let upstream = Upstream::of(&server, primary)?;

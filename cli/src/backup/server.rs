@@ -120,10 +120,9 @@ impl Server {
     }
 
     /// Records what it found on its machine and beside it.
-    pub(super) fn look_around(&mut self, client: &Client, conninfo: &Conninfo, stop: &dyn Fn() -> bool) -> Result<()> {
-        let pid = postmaster::PostmasterFile::read(&self.data)?.map_or(0, |file| file.pid);
-        self.info.environment = Some(environment::gather(client, conninfo, pid, stop));
-        Ok(())
+    pub(super) fn look_around(&mut self, client: &Client, conninfo: &Conninfo, stop: &dyn Fn() -> bool) {
+        let process = postmaster::running_in(&self.data).ok().flatten().map(|file| file.pid);
+        self.info.environment = Some(environment::gather(client, conninfo, process, stop));
     }
 
     /// Its version.

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::survey::{Machine, Place};
 use crate::human;
+use crate::machine::{self, Weight};
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -100,9 +101,9 @@ fn text(machine: &Machine) -> Option<Finding> {
 }
 
 /// What a restore of the newest backup would find out.
-fn newest(machine: &Machine) -> Vec<Finding> {
+fn newest(here: &Machine) -> Vec<Finding> {
     const SUBJECT: &str = "newest backup";
-    let newest = match &machine.newest {
+    let newest = match &here.newest {
         None => return Vec::new(),
         Some(Err(refusal)) => return vec![missing(SUBJECT, refusal, "pghydrant verify")],
         Some(Ok(newest)) => newest,
@@ -112,10 +113,10 @@ fn newest(machine: &Machine) -> Vec<Finding> {
         let cure = format!("install PostgreSQL {}", newest.needs.major());
         findings.push(missing(SUBJECT, refusal, cure));
     }
-    let lacking = crate::machine::judge(&newest.needs, &newest.found).into_iter();
-    findings.extend(lacking.map(|finding| match finding.stops {
-        true => missing(SUBJECT, finding.what, finding.cure),
-        false => advice(SUBJECT, finding.what, finding.cure),
+    let lacking = machine::judge(&newest.needs, &newest.found).into_iter();
+    findings.extend(lacking.map(|finding| match finding.weight {
+        Weight::Unreadable | Weight::Stops => missing(SUBJECT, finding.what, finding.cure),
+        Weight::Warns => advice(SUBJECT, finding.what, finding.cure),
     }));
     if findings.is_empty() {
         findings.push(ok(SUBJECT, format!("{}: its server would find all that it needs", newest.label)));
@@ -279,7 +280,7 @@ mod tests {
                 label: "20261122T081500Z-F".to_owned(),
                 programs,
                 needs: Needs::none(),
-                found: crate::machine::Facts::default(),
+                found: machine::Facts::default(),
             })),
             ..good()
         };

@@ -116,7 +116,7 @@ fn newest(arguments: &Arguments, context: &Context) -> Option<Result<Newest, Str
     let repository = Repository::open(&path).ok()?;
     let name = context.optional_cluster_name(&arguments.cluster).ok()??;
     let look = || {
-        let cluster = repository.cluster(&name)?;
+        let Some(cluster) = repository.find_cluster(&name)? else { return Ok(None) };
         let Some(label) = cluster.labels()?.pop() else { return Ok(None) };
         let backup = cluster.backup(&label)?;
         // All of it, as a copy that takes the original's place would need it.

@@ -11,20 +11,26 @@ use engine::format::environment::Database;
 use super::{Facts, Needs, libraries, locales, packages};
 use crate::human;
 
-/// Settings of `postgresql.conf` that name a locale: the server refuses one that it does not know.
-const LOCALE_SETTINGS: [&str; 4] = ["lc_messages", "lc_monetary", "lc_numeric", "lc_time"];
 /// Databases and the like that a line names.
 const NAMES_MAX: usize = 5;
 /// From here on the server notes down which version of the rules its indexes were sorted by.
 const REFRESH_FROM: u32 = 150_000;
-/// From here on the server itself sorts by bytes, whatever `LC_COLLATE` says.
-const COLLATE_UNUSED_FROM: u32 = 180_000;
+
+/// What a finding means for a restore.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Weight {
+    /// The configuration cannot be prepared, whoever starts the server.
+    Unreadable,
+    /// The server would not start, or let nobody in.
+    Stops,
+    /// All data are there, and something does not work, or not rightly, until it is cured.
+    Warns,
+}
 
 /// One thing that this machine lacks or does otherwise.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Finding {
-    /// The server would not start, or let nobody in.
-    pub(crate) stops: bool,
+    pub(crate) weight: Weight,
     pub(crate) what: String,
     pub(crate) cure: String,
 }
@@ -40,7 +46,7 @@ pub(crate) fn judge(needs: &Needs, facts: &Facts) -> Vec<Finding> {
     judge.functions();
     judge.order();
     judge.unknown();
-    judge.findings.sort_by_key(|finding| !finding.stops);
+    judge.findings.sort_by_key(|finding| finding.weight);
     judge.findings
 }
 
@@ -52,11 +58,11 @@ struct Judge<'a> {
 
 impl<'a> Judge<'a> {
     fn stop(&mut self, what: impl Into<String>, cure: impl Into<String>) {
-        self.findings.push(Finding { stops: true, what: what.into(), cure: cure.into() });
+        self.findings.push(Finding { weight: Weight::Stops, what: what.into(), cure: cure.into() });
     }
 
     fn warn(&mut self, what: impl Into<String>, cure: impl Into<String>) {
-        self.findings.push(Finding { stops: false, what: what.into(), cure: cure.into() });
+        self.findings.push(Finding { weight: Weight::Warns, what: what.into(), cure: cure.into() });
     }
 
     fn every_database(&self) -> impl Iterator<Item = &'a Database> + use<'a> {
@@ -94,14 +100,20 @@ impl<'a> Judge<'a> {
         }
     }
 
+    /// PostgreSQL takes no configuration that names a locale it does not know, not even to say what is in it.
     fn locale_settings(&mut self) {
-        let Some(installed) = &self.facts.locales else { return };
-        for setting in LOCALE_SETTINGS {
-            let Some(name) = self.needs.setting(setting).filter(|name| !locales::is_there(name, installed)) else {
-                continue;
-            };
-            let what = format!("{setting} is {name}, a locale that this machine lacks: the server would not start");
-            self.stop(what, locales::cure(name));
+        let mut without: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for (setting, name) in self.needs.locale_settings() {
+            if self.facts.missing_locales.contains(name) {
+                without.entry(name).or_default().push(setting);
+            }
+        }
+        for (name, settings) in without {
+            let what = format!(
+                "{} = {name}, a locale that this machine lacks: the server would not start",
+                settings.join(", ")
+            );
+            self.findings.push(Finding { weight: Weight::Unreadable, what, cure: locales::cure(name) });
         }
     }
 
@@ -134,14 +146,11 @@ impl<'a> Judge<'a> {
 
     /// A database whose locale is missing lets nobody in; so does a server where that is each of them.
     fn databases(&mut self) {
-        let Some(installed) = &self.facts.locales else { return };
+        let missing = &self.facts.missing_locales;
         let mut without: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         let mut open = 0;
         for database in self.every_database().filter(|database| database.allows_connections) {
-            let locale = &database.locale;
-            let collates = self.needs.version_num < COLLATE_UNUSED_FROM || locale.provider == "libc";
-            let used = [Some(&locale.ctype), Some(&locale.collate).filter(|_| collates)];
-            match used.into_iter().flatten().find(|name| !locales::is_there(name, installed)) {
+            match self.needs.locales_of(&database.locale).find(|name| missing.contains(*name)) {
                 Some(name) => without.entry(name).or_default().push(&database.name),
                 None => open += 1,
             }
@@ -156,9 +165,8 @@ impl<'a> Judge<'a> {
             }
         }
         for database in self.every_database() {
-            let missing = database.collations.iter().filter(|collation| collation.locale.provider == "libc");
-            let missing = missing.filter(|collation| !locales::is_there(&collation.locale.collate, installed));
-            for collation in missing {
+            let of_system = database.collations.iter().filter(|collation| collation.locale.provider == "libc");
+            for collation in of_system.filter(|collation| missing.contains(&collation.locale.collate)) {
                 let (name, locale) = (&collation.name, &collation.locale.collate);
                 self.warn(
                     format!(

@@ -35,7 +35,7 @@ fn facts() -> Facts {
     Facts {
         library_directory: Some("/lib/pg".into()),
         missing_libraries: ["pg_cron", "$libdir/postgis-3", "$libdir/plugins/ours"].map(str::to_owned).into(),
-        locales: Some(["C", "C.utf8", "en_US.utf8"].map(str::to_owned).into()),
+        missing_locales: ["de_DE.UTF-8".to_owned()].into(),
         libc_version: Some("2.36".to_owned()),
         icu_version: Some("72".to_owned()),
         build: Some(Build { page_bytes: 8192, relation_segment_pages: 131_072, wal_page_bytes: 8192 }),
@@ -46,7 +46,12 @@ fn facts() -> Facts {
 
 /// `stop: what | cure`, or `warn: …`.
 fn told(needs: &Needs, facts: &Facts) -> Vec<String> {
-    let line = |one: Finding| format!("{}: {} | {}", if one.stops { "stop" } else { "warn" }, one.what, one.cure);
+    let weight = |weight| match weight {
+        Weight::Unreadable => "unreadable",
+        Weight::Stops => "stop",
+        Weight::Warns => "warn",
+    };
+    let line = |one: Finding| format!("{}: {} | {}", weight(one.weight), one.what, one.cure);
     judge(needs, facts).into_iter().map(line).collect()
 }
 
@@ -109,9 +114,12 @@ fn a_missing_locale_stops_where_it_keeps_everybody_out() {
         )]
     );
     assert_eq!(
-        told(&needs(Vec::new(), &[("lc_messages", "de_DE.UTF-8"), ("lc_time", "C")]), &same),
+        told(
+            &needs(Vec::new(), &[("lc_messages", "de_DE.UTF-8"), ("lc_numeric", "C"), ("lc_time", "de_DE.UTF-8")]),
+            &same
+        ),
         [format!(
-            "stop: lc_messages is de_DE.UTF-8, a locale that this machine lacks: the server would not start | {cure}"
+            "unreadable: lc_messages, lc_time = de_DE.UTF-8, a locale that this machine lacks: the server would not start | {cure}"
         )]
     );
     let mut mixed = database("app", "C");
@@ -122,8 +130,7 @@ fn a_missing_locale_stops_where_it_keeps_everybody_out() {
             "warn: this machine lacks the locale de_DE.UTF-8 of collation de in database app: what is sorted by it fails | {cure}"
         )]
     );
-    // Where the machine does not tell its locales, nothing is claimed.
-    assert_eq!(told(&needs(vec![german()], &[]), &Facts { locales: None, ..same }), [""; 0]);
+    assert_eq!(told(&needs(vec![german()], &[]), &Facts { missing_locales: BTreeSet::new(), ..same }), [""; 0]);
 }
 
 #[test]

@@ -1,32 +1,28 @@
-//! The operating system's locales: which there are, and whether a name is one of them.
+//! The operating system's locales: whether it has one, and the command that makes it.
 
 use std::collections::BTreeSet;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-/// What `locale -a` lists, normalised. Nothing without glibc: other C libraries take any name.
-pub(super) fn installed() -> Option<BTreeSet<String>> {
-    super::libc_version()?;
-    let text = super::output(Command::new("locale").arg("-a"))?;
-    Some(text.lines().map(|line| normalised(line.trim())).collect())
+/// Which of `names` this machine lacks. The C library itself is asked, as the server asks it: it knows aliases, archives
+/// and other ways of writing a name. Nothing without glibc: other C libraries take any name.
+pub(super) fn missing<'a>(names: impl Iterator<Item = &'a str>) -> BTreeSet<String> {
+    if super::libc_version().is_none() {
+        return BTreeSet::new();
+    }
+    let distinct: BTreeSet<&str> = names.filter(|name| !name.is_empty() && !is_plain(name)).collect();
+    distinct.into_iter().filter(|name| is_missing(name)).map(str::to_owned).collect()
 }
 
-/// A name as glibc compares it: of the code set only its letters and digits count, small: `de_DE.utf8`.
-pub(super) fn normalised(name: &str) -> String {
-    let (base, modifier) = match name.split_once('@') {
-        Some((base, modifier)) => (base, format!("@{modifier}")),
-        None => (name, String::new()),
-    };
-    let Some((language, code_set)) = base.split_once('.') else { return name.to_owned() };
-    let letters: String = code_set.chars().filter(char::is_ascii_alphanumeric).collect();
-    let letters = letters.to_ascii_lowercase();
-    let iso = if letters.chars().all(|letter| letter.is_ascii_digit()) { "iso" } else { "" };
-    format!("{language}.{iso}{letters}{modifier}")
+/// `locale` says so, in English, since it has no other language then, and ends well all the same.
+fn is_missing(name: &str) -> bool {
+    let mut command = Command::new("locale");
+    let output = command.arg("charmap").env("LC_ALL", name).env_remove("LANGUAGE").stdin(Stdio::null()).output();
+    output.is_ok_and(|output| String::from_utf8_lossy(&output.stderr).contains("Cannot set LC_CTYPE"))
 }
 
-/// Whether the machine has it. An empty name is the environment's, whichever that is; `C.UTF-8` is in glibc itself
-/// wherever it matters.
-pub(super) fn is_there(name: &str, installed: &BTreeSet<String>) -> bool {
-    name.is_empty() || is_plain(name) || installed.contains(&normalised(name))
+/// How many there are, if the machine tells.
+pub(super) fn count() -> Option<usize> {
+    super::output(Command::new("locale").arg("-a")).map(|text| text.lines().count())
 }
 
 /// Whether text is sorted by the values of its bytes alone, in every version of the C library.
@@ -41,7 +37,7 @@ pub(super) fn cure(name: &str) -> String {
     let is_harmless = |letter: char| letter.is_ascii_alphanumeric() || "_.@-".contains(letter);
     match base.split_once('.').filter(|_| name.chars().all(is_harmless) && !name.starts_with('-')) {
         Some((language, code_set)) => {
-            let code_set = if normalised(base).ends_with(".utf8") { "UTF-8" } else { code_set };
+            let code_set = if code_set.eq_ignore_ascii_case("utf8") { "UTF-8" } else { code_set };
             format!(
                 "localedef -i {language}{modifier} -f {code_set} {name}, as root (it comes with the package locales)"
             )
@@ -55,33 +51,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_compared_as_glibc_compares_them() {
-        for (name, wanted) in [
-            ("de_DE.UTF-8", "de_DE.utf8"),
-            ("de_DE.utf8", "de_DE.utf8"),
-            ("de_DE.ISO-8859-15@euro", "de_DE.iso885915@euro"),
-            ("ru_RU.8859-5", "ru_RU.iso88595"),
-            ("C.UTF-8", "C.utf8"),
-            ("deutsch", "deutsch"),
-        ] {
-            assert_eq!(normalised(name), wanted);
-        }
-        let installed: BTreeSet<String> = ["C", "C.utf8", "de_DE.utf8"].map(str::to_owned).into();
-        for name in ["", "C", "POSIX", "C.UTF-8", "de_DE.UTF8"] {
-            assert!(is_there(name, &installed), "{name}");
-        }
-        for name in ["de_DE", "de_AT.UTF-8", "de_DE.UTF-8@euro"] {
-            assert!(!is_there(name, &installed), "{name}");
+    fn a_locale_that_is_nowhere_is_missing_and_those_of_every_machine_are_not() {
+        if super::super::libc_version().is_some() {
+            let names = ["", "C", "POSIX", "C.UTF-8", "xx_XX.UTF-8", "no such\nlocale"];
+            assert_eq!(missing(names.into_iter()), ["no such\nlocale", "xx_XX.UTF-8"].map(str::to_owned).into());
         }
     }
 
     #[test]
     fn the_command_that_makes_a_locale_can_be_typed() {
         assert!(cure("de_DE.utf8").starts_with("localedef -i de_DE -f UTF-8 de_DE.utf8, "));
-        assert!(
-            cure("de_DE.ISO-8859-15@euro")
-                .starts_with("localedef -i de_DE@euro -f ISO-8859-15 de_DE.ISO-8859-15@euro,")
-        );
+        let euro = cure("de_DE.ISO-8859-15@euro");
+        assert!(euro.starts_with("localedef -i de_DE@euro -f ISO-8859-15 de_DE.ISO-8859-15@euro,"));
         assert!(!cure("de_DE.UTF-8;reboot").starts_with("localedef"));
         assert!(is_plain("C.UTF-8") && is_plain("POSIX") && !is_plain("Cs_CZ") && !is_plain("de_DE.UTF-8"));
     }

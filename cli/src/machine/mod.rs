@@ -18,7 +18,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-pub(crate) use judge::{Finding, judge};
+pub(crate) use judge::{Finding, Weight, judge};
 pub(crate) use libraries::{directory as library_directory, names as library_names, stem as library_stem};
 pub(crate) use memory::{Memory, field as meminfo_field};
 pub(crate) use needs::Needs;
@@ -32,8 +32,8 @@ pub(crate) struct Facts {
     pub(crate) library_directory: Option<PathBuf>,
     /// Of the libraries that are needed, those that are not here, by their names.
     pub(crate) missing_libraries: BTreeSet<String>,
-    /// The locales of this machine, normalised; none where the machine does not tell.
-    pub(crate) locales: Option<BTreeSet<String>>,
+    /// Of the locales that are needed, those that are not here.
+    pub(crate) missing_locales: BTreeSet<String>,
     /// `2.36`.
     pub(crate) libc_version: Option<String>,
     /// The major version of the ICU that the programs run with.
@@ -63,7 +63,7 @@ pub(crate) fn look(binaries: Option<&Binaries>, needs: &Needs) -> Facts {
     Facts {
         missing_libraries: library_directory.as_ref().map(missing).unwrap_or_default(),
         library_directory,
-        locales: locales::installed(),
+        missing_locales: locales::missing(needs.locales().into_iter()),
         libc_version: libc_version(),
         icu_version: binaries.and_then(icu_of_programs),
         build: binaries.and_then(build),
@@ -74,7 +74,7 @@ pub(crate) fn look(binaries: Option<&Binaries>, needs: &Needs) -> Facts {
 
 /// How many locales there are, if the machine tells.
 pub(crate) fn locale_count() -> Option<usize> {
-    locales::installed().map(|locales| locales.len())
+    locales::count()
 }
 
 /// glibc's version; no other C library says one, and none sorts text by more than its bytes.

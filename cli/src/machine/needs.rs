@@ -4,13 +4,17 @@
 use std::collections::BTreeMap;
 
 use engine::format::backup::BackupInfo;
-use engine::format::environment::Environment;
+use engine::format::environment::{Environment, Locale};
 
 use super::{Build, libraries};
 use crate::human;
 use crate::postgres::control::ControlFile;
 use crate::restore::conf;
 
+/// Settings of `postgresql.conf` that name a locale: the server refuses one that it does not know.
+const LOCALE_SETTINGS: [&str; 4] = ["lc_messages", "lc_monetary", "lc_numeric", "lc_time"];
+/// From here on the server itself sorts by bytes, whatever `LC_COLLATE` says.
+const COLLATE_UNUSED_FROM: u32 = 180_000;
 /// From PostgreSQL 15 on the server tells how much shared memory it takes in all.
 const SHARED_MEMORY: [&str; 2] = ["shared_memory_size", "shared_buffers"];
 
@@ -84,6 +88,29 @@ impl Needs {
         let mut all: Vec<String> = self.preloaded().into_iter().map(|(_, name)| name).chain(of_functions).collect();
         all.sort();
         all.dedup();
+        all
+    }
+
+    /// The settings that name a locale, with their values.
+    pub(super) fn locale_settings(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        LOCALE_SETTINGS.iter().filter_map(|name| Some((*name, self.setting(name)?)))
+    }
+
+    /// The locales of a database that the operating system must have.
+    pub(super) fn locales_of<'a>(&self, locale: &'a Locale) -> impl Iterator<Item = &'a str> + use<'a> {
+        let collates = self.version_num < COLLATE_UNUSED_FROM || locale.provider == "libc";
+        let names = [Some(&locale.ctype), Some(&locale.collate).filter(|_| collates)];
+        names.into_iter().flatten().map(String::as_str)
+    }
+
+    /// Every locale that is needed.
+    pub(super) fn locales(&self) -> Vec<&str> {
+        let mut all: Vec<&str> = self.locale_settings().map(|(_, name)| name).collect();
+        for database in self.environment.iter().flat_map(|environment| &environment.databases) {
+            all.extend(self.locales_of(&database.locale));
+            let collations = database.collations.iter().filter(|one| one.locale.provider == "libc");
+            all.extend(collations.map(|one| one.locale.collate.as_str()));
+        }
         all
     }
 

@@ -175,15 +175,8 @@ impl<'a> Configuration<'a> {
         owner: &Owner,
         control: &ControlFile,
     ) -> anyhow::Result<Vec<Setting>> {
-        let needed = [
-            ("max_connections", control.max_connections),
-            ("max_worker_processes", control.max_worker_processes),
-            ("max_wal_senders", control.max_wal_senders),
-            ("max_prepared_transactions", control.max_prepared_transactions),
-            ("max_locks_per_transaction", control.max_locks_per_transaction),
-        ];
         let mut lacking = Vec::new();
-        for (name, needed) in needed {
+        for (name, needed) in control.hot_standby_needs() {
             let given = effective(binaries, owner, self.plan.data(), name)?;
             if given.parse().is_ok_and(|given: u32| given < needed) {
                 lacking.push(Setting::new(name, needed.to_string()));

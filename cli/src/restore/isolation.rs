@@ -6,8 +6,9 @@
 //! told. `--adopt` leaves all of them as they are.
 //!
 //! Jobs that extensions run by themselves: pg_cron, pg_partman's worker and pglogical begin where the library is
-//! loaded at the start, and nowhere else, so these libraries stay unloaded. TimescaleDB's data cannot be read without
-//! its library: it gets no workers. None of them replays WAL.
+//! loaded at the start, and nowhere else, so these libraries stay unloaded; none of them replays WAL, and their tables can
+//! be read, while their functions say what is missing. TimescaleDB's data cannot be read without its library: it gets no
+//! workers.
 //!
 //! Replication slots are in no backup. Publications do nothing by themselves: whoever followed them does so through a
 //! slot, at the original.
