@@ -31,15 +31,15 @@ const QUESTION_LIMIT: &str = "SET statement_timeout = '3s'";
 /// `FirstNormalObjectId`: what is below came with the server.
 const NORMAL_OBJECT_FIRST: u32 = 16_384;
 
-/// Asks the server, and then each of its databases.
+/// Asks the server, and then each of its databases; nothing where it does not even tell which it has.
 pub(super) fn gather(
     client: &Client,
     conninfo: &Conninfo,
     process: Option<u32>,
     stop: &dyn Fn() -> bool,
-) -> Environment {
+) -> Option<Environment> {
     let began = Instant::now();
-    let mut databases = told("the databases", databases(client));
+    let mut databases = told("the databases", databases(client).map(Some))?;
     let mut publications = Vec::new();
     for (asked, database) in databases.iter_mut().filter(|database| database.allows_connections).enumerate() {
         if stop() || asked >= DATABASES_MAX || began.elapsed() >= PATIENCE {
@@ -54,7 +54,7 @@ pub(super) fn gather(
             Err(error) => database.unknown = Some(format!("{error:#}")),
         }
     }
-    Environment {
+    Some(Environment {
         libc_version: told("the C library", libc_version(client)).or_else(machine::libc_version),
         icu_version: process.and_then(machine::icu_of_process),
         replication: Replication {
@@ -63,7 +63,7 @@ pub(super) fn gather(
             publications,
         },
         databases,
-    }
+    })
 }
 
 /// What could not be asked is left out.

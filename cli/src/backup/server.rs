@@ -32,9 +32,8 @@ const CHECKPOINT_LIMIT: Duration = Duration::from_secs(6 * 3600);
 const START_DIFFERENCE_MAX_SECONDS: i64 = 5;
 
 /// Settings that a restore wants to know whatever their source.
-const SETTINGS: [&str; 41] = [
+const SETTINGS: [&str; 38] = [
     "archive_command",
-    "archive_library",
     "archive_mode",
     "config_file",
     "data_checksums",
@@ -58,7 +57,6 @@ const SETTINGS: [&str; 41] = [
     "logging_collector",
     "max_connections",
     "max_locks_per_transaction",
-    "max_logical_replication_workers",
     "max_prepared_transactions",
     "max_wal_senders",
     "max_worker_processes",
@@ -68,7 +66,6 @@ const SETTINGS: [&str; 41] = [
     "session_preload_libraries",
     "shared_buffers",
     "shared_memory_size",
-    "shared_memory_type",
     "shared_preload_libraries",
     "synchronous_standby_names",
     "unix_socket_directories",
@@ -122,7 +119,7 @@ impl Server {
     /// Records what it found on its machine and beside it.
     pub(super) fn look_around(&mut self, client: &Client, conninfo: &Conninfo, stop: &dyn Fn() -> bool) {
         let process = postmaster::running_in(&self.data).ok().flatten().map(|file| file.pid);
-        self.info.environment = Some(environment::gather(client, conninfo, process, stop));
+        self.info.environment = environment::gather(client, conninfo, process, stop);
     }
 
     /// Its version.

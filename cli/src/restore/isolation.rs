@@ -14,7 +14,7 @@
 //! slot, at the original.
 
 use engine::format::backup::BackupInfo;
-use engine::format::environment::Replication;
+use engine::format::environment::{Replication, Slot};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -155,14 +155,30 @@ pub(super) fn text(isolation: Option<&Isolation>, info: &BackupInfo, adopted: bo
     }
     if !replication.publications.is_empty() {
         let all = replication.publications.iter().map(|one| format!("{}.{}", one.database, one.name));
-        lines.push(format!("publications, which nobody follows here: {}", names(all.collect())));
+        let until = if adopted { "until their slots are made again" } else { "here" };
+        lines.push(format!("publications, which nobody follows {until}: {}", names(all.collect())));
     }
     if !replication.slots.is_empty() {
-        let all =
-            replication.slots.iter().map(|one| format!("{} ({})", one.name, one.plugin.as_ref().unwrap_or(&one.kind)));
-        lines.push(format!("replication slots, which no backup contains: {}", names(all.collect())));
+        let kind = |slot: &Slot| format!("{} ({})", slot.name, slot.plugin.as_ref().unwrap_or(&slot.kind));
+        let all = replication.slots.iter().map(kind).collect();
+        lines.push(format!("replication slots, which no backup contains: {}", names(all)));
+        if adopted {
+            lines.extend(replication.slots.iter().map(|slot| format!("  {}", made_again(slot))));
+        }
     }
     lines
+}
+
+/// The statement that makes a slot anew; what it kept for its follower is lost.
+fn made_again(slot: &Slot) -> String {
+    let quoted = |text: &str| format!("'{}'", text.replace('\'', "''"));
+    let name = quoted(&slot.name);
+    match (&slot.plugin, &slot.database) {
+        (Some(plugin), Some(database)) => {
+            format!("in {database}: SELECT pg_create_logical_replication_slot({name}, {})", quoted(plugin))
+        }
+        _ => format!("SELECT pg_create_physical_replication_slot({name})"),
+    }
 }
 
 /// The same for programs.
@@ -225,6 +241,15 @@ mod tests {
         );
         assert!(!serde_json::to_string(&found).unwrap().contains("secret"));
         assert_eq!(found.settings, Isolation::default().settings);
+    }
+
+    #[test]
+    fn slots_are_made_again_in_their_databases() {
+        let physical = Slot { name: "one".to_owned(), kind: "physical".to_owned(), ..Slot::default() };
+        assert_eq!(made_again(&physical), "SELECT pg_create_physical_replication_slot('one')");
+        let (plugin, database) = (Some("pgoutput".to_owned()), Some("app".to_owned()));
+        let logical = Slot { name: "two".to_owned(), kind: "logical".to_owned(), plugin, database, active: true };
+        assert_eq!(made_again(&logical), "in app: SELECT pg_create_logical_replication_slot('two', 'pgoutput')");
     }
 
     #[test]
