@@ -160,7 +160,7 @@ fn postgresql_never_opens_early() -> Result<()> {
         drop(server);
     }
     let server = recovering(&world, &pristine)?;
-    wait_until("the end of recovery", Duration::from_secs(60), || {
+    wait_until("the end of recovery", Duration::from_secs(180), || {
         Ok(fs::read_to_string(server.log_file())?.contains("ready to accept connections"))
     })?;
     assert_eq!(marks(&server)?, "a,b,before,c");
@@ -205,7 +205,7 @@ fn recovering(world: &World, pristine: &Path) -> Result<Instance> {
 /// The log of a server once it has stopped by itself or opened.
 fn outcome(server: &Instance) -> Result<String> {
     let log = || Ok::<_, anyhow::Error>(fs::read_to_string(server.log_file())?);
-    wait_until("an end of recovery", Duration::from_secs(60), || {
+    wait_until("an end of recovery", Duration::from_secs(180), || {
         Ok(!server.is_running()? || log()?.contains("archive recovery complete"))
     })?;
     log()
