@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use engine::format::environment::Database;
+use engine::format::environment::{Database, Locale};
 
 use super::{Facts, Needs, libraries, locales, packages};
 use crate::human;
@@ -133,7 +133,12 @@ impl<'a> Judge<'a> {
                         human::bytes(page),
                         memory.huge_pages_free
                     ),
-                    format!("sysctl vm.nr_hugepages={wanted}"),
+                    if memory.is_usual_huge_page {
+                        format!("sysctl vm.nr_hugepages={wanted}")
+                    } else {
+                        let kib = page / 1024;
+                        format!("echo {wanted} > /sys/kernel/mm/hugepages/hugepages-{kib}kB/nr_hugepages")
+                    },
                 );
             }
         } else if memory.bytes > 0 && bytes > memory.bytes && !memory.overcommits {
@@ -213,18 +218,19 @@ impl<'a> Judge<'a> {
                 continue;
             }
             let mut names = Vec::new();
-            let mut indexes = 0;
+            let mut indexes: u64 = 0;
             for database in &environment.databases {
                 let is_its_own = database.locale.provider == provider && !is_plain(provider, &database.locale.collate);
-                let sorted_by = |locale: &engine::format::environment::Locale| match locale.provider.as_str() {
+                let sorted_by = |locale: &Locale| match locale.provider.as_str() {
                     "default" => is_its_own,
                     other => other == provider && !is_plain(provider, &locale.collate),
                 };
-                let count: u64 =
-                    database.collations.iter().filter(|one| sorted_by(&one.locale)).map(|one| one.indexes).sum();
+                // A description may say anything: no sum of it is one to fail on.
+                let counts = database.collations.iter().filter(|one| sorted_by(&one.locale)).map(|one| one.indexes);
+                let count = counts.fold(0, u64::saturating_add);
                 if count > 0 || (is_its_own && database.unknown.is_some()) {
                     names.push(database.name.as_str());
-                    indexes += count;
+                    indexes = count.saturating_add(indexes);
                 }
             }
             if names.is_empty() {

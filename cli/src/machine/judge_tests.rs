@@ -1,5 +1,5 @@
 #![allow(clippy::unwrap_used)]
-use engine::format::environment::{Collation, Environment, Library, Locale};
+use engine::format::environment::{Collation, Environment, Library};
 
 use super::super::{Build, Memory};
 use super::*;
@@ -39,7 +39,7 @@ fn facts() -> Facts {
         libc_version: Some("2.36".to_owned()),
         icu_version: Some("72".to_owned()),
         build: Some(Build { page_bytes: 8192, relation_segment_pages: 131_072, wal_page_bytes: 8192 }),
-        memory: Memory { bytes: 4 << 30, huge_page_bytes: 2 << 20, ..Memory::default() },
+        memory: Memory { bytes: 4 << 30, huge_page_bytes: 2 << 20, is_usual_huge_page: true, ..Memory::default() },
         has_apt: true,
     }
 }
@@ -169,6 +169,9 @@ fn shared_memory_must_fit() {
             "stop: huge_pages is on, and shared_memory_size of 143 MiB takes 72 pages of 2.0 MiB: 71 are free, the server would not start | sysctl vm.nr_hugepages=101"
         ]
     );
+    let other = Memory { is_usual_huge_page: false, huge_page_bytes: 1 << 30, ..Memory::default() };
+    let cure = &told(&needs(Vec::new(), &on), &Facts { memory: other, ..facts() })[0];
+    assert!(cure.ends_with("| echo 1 > /sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages"), "{cure}");
     machine.memory.huge_pages_free = 72;
     assert_eq!(told(&needs(Vec::new(), &on), &machine), [""; 0]);
     let large = [("huge_pages", "try"), ("shared_buffers", "8GB")];

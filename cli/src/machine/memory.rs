@@ -12,6 +12,8 @@ pub(crate) struct Memory {
     pub(crate) overcommits: bool,
     /// Bytes of a huge page of the size that is asked for; zero where there are none.
     pub(crate) huge_page_bytes: u64,
+    /// That size is the kernel's own choice.
+    pub(crate) is_usual_huge_page: bool,
     /// Huge pages of that size that are reserved, and how many more a server could have.
     pub(crate) huge_pages: u64,
     pub(crate) huge_pages_free: u64,
@@ -30,6 +32,7 @@ impl Memory {
             bytes: (field(&meminfo, "MemTotal").unwrap_or(0) + field(&meminfo, "SwapTotal").unwrap_or(0)) * 1024,
             overcommits: overcommit.trim() == "1",
             huge_page_bytes,
+            is_usual_huge_page: huge_page_bytes == usual,
             huge_pages: of_pool("nr_hugepages"),
             huge_pages_free: of_pool("free_hugepages").saturating_sub(of_pool("resv_hugepages"))
                 + of_pool("nr_overcommit_hugepages").saturating_sub(of_pool("surplus_hugepages")),

@@ -126,7 +126,7 @@ pub(super) fn not_started(session: &Session, info: &BackupInfo, left: &[String],
 }
 
 /// The server waits at its target.
-pub(super) fn waiting(session: &Session, socket: &Path, port: u16, context: &Context) {
+pub(super) fn waiting(session: &Session, info: &BackupInfo, socket: &Path, port: u16, context: &Context) {
     let (journal, id) = (&session.journal, &session.journal.id);
     let paused = journal.plan.target.action == Action::Pause;
     let state = if paused { "paused" } else { "shut down" };
@@ -147,6 +147,7 @@ pub(super) fn waiting(session: &Session, socket: &Path, port: u16, context: &Con
         "session": id, "state": state, "backup": journal.plan.backup, "data": journal.plan.data(),
         "socket_directory": paused.then_some(socket), "port": paused.then_some(port),
         "stopped_at": journal.at_target, "steps": journal.steps, "log": log_path(journal.plan.data()),
+        "isolation": isolation::object(journal.isolation.as_ref(), info, journal.plan.adopt),
     });
     context.output.result(&text, &object);
 }
