@@ -16,6 +16,7 @@ mod human;
 mod init;
 mod limits;
 mod list;
+mod machine;
 mod mount;
 mod options;
 mod output;

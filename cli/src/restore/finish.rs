@@ -145,7 +145,7 @@ impl Restore<'_> {
     pub(super) fn report_waiting(&mut self) -> anyhow::Result<Exit> {
         let configuration = self.configuration()?;
         let (socket, port) = (configuration.socket_directory(), configuration.recovery_port());
-        report::waiting(self.session, &socket, port, self.context);
+        report::waiting(self.session, &self.backup.info, &socket, port, self.context);
         Ok(Exit::Done)
     }
 }
