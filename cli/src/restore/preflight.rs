@@ -4,6 +4,7 @@
 //! the target and the WAL that leads to it in [`goal`]; the rest is short and stands here.
 
 mod goal;
+mod handover;
 mod places;
 mod request;
 
@@ -58,6 +59,7 @@ pub(crate) fn judge(request: &Request, facts: &Facts) -> Judgement {
     judge.tablespaces();
     judge.room();
     judge.way();
+    judge.handover();
     let Judge { problems, mut warnings, .. } = judge;
     warnings.extend(goal.warnings);
     let unproven = goal.unproven;
@@ -159,9 +161,7 @@ impl<'a> Judge<'a> {
         let facts = self.facts;
         for (directive, path) in &facts.missing_includes {
             self.refuse(
-                format!(
-                    "the backup's postgresql.conf has {directive} '{path}', which is neither in the backup nor here"
-                ),
+                format!("the backup's configuration has {directive} '{path}', which is neither in the backup nor here"),
                 "PostgreSQL does not start without it: bring it here, it may be empty",
             );
         }
@@ -215,6 +215,8 @@ fn plan(request: &Request, facts: &Facts) -> Option<Plan> {
         mount_directory: request.mount_directory.clone(),
         adopt: request.adopt,
         no_start: request.no_start,
+        check: request.check,
+        handover: facts.handover.plan(request),
         unproven: None,
         gap_behind: facts.wal.as_ref().is_ok_and(|wal| !wal.gaps.is_empty()),
         bytes: info.totals.bytes,

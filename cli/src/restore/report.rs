@@ -42,10 +42,6 @@ pub(super) fn problems(problems: &[Problem], context: &Context) -> Failure {
 
 /// `--plan`.
 pub(super) fn plan(plan: &Plan, request: &Request, context: &Context) {
-    let place = |place: &Place| match place.before {
-        Before::Absent => format!("{} (is made)", place.path.display()),
-        Before::Empty => format!("{} (is empty)", place.path.display()),
-    };
     let mut lines = vec![
         ("cluster", format!("{} in {}", plan.cluster, plan.repository.display())),
         ("backup", format!("{}, {}, {} files", plan.backup, human::bytes(plan.bytes), plan.files)),
@@ -71,6 +67,14 @@ pub(super) fn plan(plan: &Plan, request: &Request, context: &Context) {
         (false, Action::Shutdown) => "shut down, until `pghydrant promote`",
     };
     lines.push(("action", end.to_owned()));
+    if let Some(check) = plan.check {
+        lines.push(("check", format!("pg_amcheck, {}, before the server opens for others", check.name())));
+    }
+    if let Some(placed) = &plan.handover.configuration {
+        let cluster = placed.cluster.as_ref().map(|cluster| format!(", cluster {cluster} of pg_lsclusters"));
+        lines.push(("configuration", format!("{}{}", place(&placed.place), cluster.unwrap_or_default())));
+    }
+    lines.extend(plan.handover.unit.iter().map(|unit| ("systemd unit", unit.display().to_string())));
     let isolation = if plan.adopt {
         "adopted: it archives and replicates as the original did"
     } else {
@@ -85,6 +89,13 @@ pub(super) fn plan(plan: &Plan, request: &Request, context: &Context) {
     context.output.result(&text, &object);
 }
 
+fn place(place: &Place) -> String {
+    match place.before {
+        Before::Absent => format!("{} (is made)", place.path.display()),
+        Before::Empty => format!("{} (is empty)", place.path.display()),
+    }
+}
+
 /// The restore is done and its server runs.
 pub(super) fn finished(session: &Session, info: &BackupInfo, port: Option<u16>, context: &Context) {
     let plan = &session.journal.plan;
@@ -97,6 +108,19 @@ pub(super) fn finished(session: &Session, info: &BackupInfo, port: Option<u16>, 
         plan.data().display(),
         plan.target
     );
+    for line in plan.handover.words(plan.data(), true) {
+        text.push_str(&format!("\n{line}"));
+    }
+    if let Some(checked) = session.journal.checked.as_ref().filter(|checked| checked.failed > 0) {
+        text.push_str(
+            "\nthe check found something wrong, at the source already or because text sorts differently here:",
+        );
+        text.extend(checked.findings.iter().map(|finding| format!("\n  {finding}")));
+        let more = checked.failed.saturating_sub(checked.findings.len() as u64);
+        if more > 0 {
+            text.push_str(&format!("\n  and {more} more: pg_amcheck tells all"));
+        }
+    }
     if !plan.adopt {
         text.push_str("\nan isolated copy: archiving, subscriptions and synchronous standbys are off in postgresql.auto.conf (ALTER SYSTEM RESET lifts each)");
     }
@@ -113,9 +137,12 @@ pub(super) fn not_started(session: &Session, info: &BackupInfo, left: &[String],
         plan.backup,
         plan.cluster,
         plan.data().display(),
-        plan.data().display(),
+        plan.handover.start_directory(plan.data()).display(),
         plan.target
     );
+    for line in plan.handover.words(plan.data(), false) {
+        text.push_str(&format!("\n{line}"));
+    }
     text.push_str("\nonce it has, psql takes out what a standby made from it would follow as well:");
     text.extend(left.iter().map(|name| format!("\nALTER SYSTEM RESET {name};")));
     let mut object = object(session, info, "not_started", None);
@@ -157,7 +184,9 @@ fn object(session: &Session, info: &BackupInfo, state: &str, port: Option<u16>) 
         "session": journal.id, "state": state, "backup": info.label, "cluster": info.cluster,
         "data": journal.plan.data(), "port": port, "target": journal.plan.target.to_string(),
         "adopted": journal.plan.adopt, "bytes": journal.plan.bytes, "files": journal.plan.files,
-        "steps": journal.steps, "log": log_path(journal.plan.data()),
+        "steps": journal.steps, "log": journal.plan.handover.log(journal.plan.data()),
+        "configuration_file": journal.plan.configuration_file(), "registered": journal.plan.handover.cluster(),
+        "systemd_unit": journal.plan.handover.unit, "check": journal.checked,
     })
 }
 
