@@ -22,6 +22,7 @@ mod documents;
 mod handover;
 mod harness;
 mod hostile;
+mod isolation;
 mod live;
 mod mount;
 mod open_files;
