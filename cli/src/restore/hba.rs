@@ -95,9 +95,11 @@ pub(crate) fn replaced(text: &[u8], mark: &str, other: &dyn Fn(&Inclusion) -> Op
             out.extend_from_slice(mark.as_bytes());
             out.extend_from_slice(physical);
         }
-        if !line.raw.ends_with(b"\n") {
-            out.push(b'\n');
+        // A backslash at the end of the file would take our own line into the comment.
+        while out.last().is_some_and(|byte| matches!(byte, b'\n' | b'\r' | b'\\')) {
+            out.pop();
         }
+        out.push(b'\n');
         let mut at = 0;
         for (Inclusion { kind, word, .. }, path) in changes {
             out.extend_from_slice(&line.joined[at..word.start]);
@@ -124,11 +126,14 @@ fn lines(text: &[u8]) -> Vec<Line<'_>> {
         end += physical.len();
         let bare = physical.strip_suffix(b"\n").unwrap_or(physical);
         let bare = bare.strip_suffix(b"\r").unwrap_or(bare);
-        if let Some(goes_on) = bare.strip_suffix(b"\\").filter(|_| end < text.len()) {
+        if let Some(goes_on) = bare.strip_suffix(b"\\") {
             joined.extend_from_slice(goes_on);
-            continue;
+            if end < text.len() {
+                continue;
+            }
+        } else {
+            joined.extend_from_slice(bare);
         }
-        joined.extend_from_slice(bare);
         lines.push(Line { raw: &text[start..end], joined: std::mem::take(&mut joined) });
         start = end;
     }
@@ -177,7 +182,22 @@ fn words(line: &[u8]) -> Vec<Word> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_and_put_together_again(text in r#"[@", #a/\\\r\n]{0,40}"#) {
+            let all = inclusions(text.as_bytes());
+            prop_assert_eq!(&replaced(text.as_bytes(), "#", &|_| None), text.as_bytes());
+            // What a path is replaced by is what is found in its place.
+            let with_others = replaced(text.as_bytes(), "# ", &|_| Some("x \"y, #".to_owned()));
+            let found = inclusions(&with_others);
+            prop_assert_eq!(found.len(), all.len());
+            prop_assert!(found.iter().all(|inclusion| inclusion.path == "x \"y, #"));
+        }
+    }
 
     fn found(text: &str) -> Vec<(Kind, String)> {
         inclusions(text.as_bytes()).into_iter().map(|inclusion| (inclusion.kind, inclusion.path)).collect()

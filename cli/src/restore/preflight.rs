@@ -165,6 +165,11 @@ impl<'a> Judge<'a> {
                 "PostgreSQL does not start without it: bring it here, it may be empty",
             );
         }
+        for path in &facts.missing_lists {
+            self.warnings.push(format!(
+                "pg_hba.conf or pg_ident.conf names \"{path}\", which is not in the backup: the server recovers, and then does not start before the file is in its data directory"
+            ));
+        }
         let outside = self.backup().map(|info| info.server.outside_files.clone()).unwrap_or_default();
         if facts.choice.is_ok() && facts.contents.conf.is_none() {
             let where_ = if outside.is_empty() { "elsewhere".to_owned() } else { outside.join(", ") };

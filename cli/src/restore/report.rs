@@ -163,6 +163,9 @@ pub(super) fn waiting(session: &Session, socket: &Path, port: u16, context: &Con
         journal.plan.backup,
         journal.plan.data().display()
     );
+    if let Some(check) = journal.plan.check {
+        text.push_str(&format!("\nbefore it opens for others it is checked (--check {})", check.name()));
+    }
     if paused {
         text.push_str(&format!(
             "\nto look at it, as {}: psql -h {} -p {port} postgres",

@@ -59,6 +59,8 @@ pub(crate) struct Facts {
     pub(crate) fuse: Result<(), crate::mount::Reason>,
     /// What the backup's configuration includes, or names as a list of users or databases, and is neither in the backup nor here.
     pub(crate) missing_includes: Vec<(String, String)>,
+    /// What it names beside `pg_hba.conf`, and the backup has not: nobody can bring that before the copy.
+    pub(crate) missing_lists: Vec<String>,
     /// The places of `--config-to`, `--register` and `--systemd-unit`, and the program of `--check`.
     pub(crate) handover: HandoverFacts,
     /// Whether the owner, who runs `wal fetch`, can use our program and read the repository.
@@ -112,12 +114,18 @@ pub(crate) fn look(request: &Request, cluster: &Cluster) -> anyhow::Result<Facts
         Some(backup) => included(backup, path),
         None => Ok(None),
     };
+    let mut missing_lists = Vec::new();
     let mut missing = missing_includes(contents.conf.as_deref().unwrap_or_default(), &in_settings, &stored)?;
     for text in &contents.authentication {
-        missing.extend(missing_includes(text, &in_authentication, &stored)?);
+        let found = missing_includes(text, &in_authentication, &stored)?;
+        let (elsewhere, beside): (Vec<_>, Vec<_>) =
+            found.into_iter().partition(|(_, path)| Path::new(path).is_absolute());
+        missing.extend(elsewhere);
+        missing_lists.extend(beside.into_iter().map(|(_, path)| path));
     }
     Ok(Facts {
         missing_includes: missing,
+        missing_lists,
         handover: handover::look(request, owner.as_ref().ok(), binaries.as_ref().ok()),
         now: Timestamp::now(),
         we_are_root: rustix::process::geteuid().is_root(),

@@ -83,6 +83,7 @@ fn facts() -> Facts {
         port: PortFacts { number: 5432, ..PortFacts::default() },
         fuse: Ok(()),
         missing_includes: Vec::new(),
+        missing_lists: Vec::new(),
         handover: super::super::survey::HandoverFacts::default(),
         owner_reads: Ok(()),
     }
