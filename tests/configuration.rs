@@ -59,15 +59,24 @@ fn an_include_that_this_machine_lacks_is_refused_unless_it_may_be_missing() -> R
     let (demanded, optional) = (place.join("demanded.conf"), place.join("optional.conf"));
     world.cluster.configure(&format!("include_if_exists = '{}'", optional.display()))?;
     world.cluster.configure(&format!("include = '{}'", demanded.display()))?;
+    // A list of users elsewhere, and one in the data directory, which is in the backup.
+    let (users, hba) = (place.join("users"), world.cluster.data.join("pg_hba.conf"));
+    fs::write(&users, "somebody\n")?;
+    fs::write(world.cluster.data.join("own_users"), "nobody\n")?;
+    let lists = format!("local all \"@no list\",@own_users,@\"{}\" trust\n", users.display());
+    fs::write(&hba, [lists.into_bytes(), fs::read(&hba)?].concat())?;
     world.cluster.restart()?;
     world.backup()?;
     let target = world.target();
     fs::rename(&demanded, place.join("away"))?;
+    fs::rename(&users, place.join("away_users"))?;
     let refused = world.restore_to(&target, &["--source", "blocks"])?.expect_code(3)?;
-    let refused = refused.expect_stderr(&[&demanded.display().to_string(), "hint: "])?;
+    let told = [&demanded.display().to_string(), &format!("@ '{}'", users.display()), "for 2 reasons", "hint: "];
+    let refused = refused.expect_stderr(&told)?;
     ensure!(!refused.stderr.contains("optional.conf"), "{refused}");
     ensure!(!target.exists(), "{refused}");
     fs::rename(place.join("away"), &demanded)?;
+    fs::rename(place.join("away_users"), &users)?;
     let restored = world.restore(&["--source", "blocks"])?;
     assert_eq!(restored.sql("SHOW work_mem")?, "5MB");
     let conf = fs::read_to_string(target.join("postgresql.conf"))?;

@@ -11,6 +11,51 @@ use serde_json::Value;
 use crate::support::json::{find, find_text};
 use crate::support::*;
 
+/// What a server does at its target. Each version gets another one at each target, so that over all versions every target
+/// is met with every action; where restore points can be looked for, they and transactions are met with all of them.
+const ACTIONS: [&str; 3] = ["promote", "pause", "shutdown"];
+
+fn looks_into_wal(major: u32) -> bool {
+    tools::postgres_bin_of(major).is_some_and(|bin| bin.join("pg_waldump").is_file())
+}
+
+/// One cell of the matrix: what is there at the target, that the server does there what it was told, and that it is a
+/// database like any other once it has been promoted.
+fn ends_as_asked(world: &World, major: u32, target: &[&str], action: &str, expected: &str) -> Result<()> {
+    let context = || format!("PostgreSQL {major}, {target:?}, {action}");
+    let elsewhere = world.scratch.join("space-restored");
+    let remapped = format!("space={}", elsewhere.display());
+    let source = if action == "pause" { "blocks" } else { "mount" };
+    let own = ["--action", action, "--source", source, "--json", "--tablespace", &remapped];
+    let finished = world.restore_to(&world.target(), &[target, &own].concat())?.expect_code(0)?;
+    let down = !world.target().join("postmaster.pid").exists();
+    ensure!(down == (action == "shutdown"), "{}: {finished}", context());
+    if action == "pause" {
+        let paused = std::mem::ManuallyDrop::new(Instance::running_in(&world.target())?);
+        ensure!(paused.sql("SELECT pg_get_wal_replay_pause_state()")? == "paused", "{}: not paused", context());
+        ensure!(marks(&paused)? == expected, "{}: paused with {}", context(), marks(&paused)?);
+    }
+    if action != "promote" {
+        world.pghydrant.succeed(["promote", &session_of(&finished)?])?;
+    }
+    let restored = Instance::running_in(&world.target())?;
+    let balance = "SELECT sum(abalance) = (SELECT sum(delta) FROM pgbench_history) FROM pgbench_accounts";
+    ensure!(marks(&restored)? == expected, "{}: {}", context(), marks(&restored)?);
+    ensure!(restored.sql(balance)? == "t", "{}: the balances are wrong", context());
+    ensure!(restored.number("SELECT count(*) FROM far")? == 1000, "{}: the tablespace's rows", context());
+    ensure!(restored.number("SELECT count(*) FROM unlogged")? == 0, "{}: unlogged rows", context());
+    ensure!(restored.sql("SELECT pg_is_in_recovery()")? == "f", "{}: still in recovery", context());
+    ensure!(restored.sql("SHOW restore_command")?.is_empty(), "{}: settings are left", context());
+    ensure!(restored.number("SHOW server_version_num")? / 10_000 == i64::from(major), "{}", context());
+    for left in ["standby.signal", "recovery.signal", "pghydrant.session"] {
+        ensure!(!world.target().join(left).exists(), "{}: {left} is left", context());
+    }
+    drop(restored);
+    std::fs::remove_dir_all(world.target())?;
+    std::fs::remove_dir_all(elsewhere)?;
+    Ok(())
+}
+
 /// Everything that differs between versions is met: the names of the backup functions, the control file, the defaults
 /// of `initdb`, what a backup leaves out, which settings a recovery knows.
 fn backed_up_and_restored(major: u32) -> Result<()> {
@@ -33,6 +78,7 @@ fn backed_up_and_restored(major: u32) -> Result<()> {
     ensure!(find_text(&first, "label") != find_text(&second, "label"), "one backup only");
     world.mark("a")?;
     let lsn = world.cluster.sql("SELECT pg_current_wal_insert_lsn()")?;
+    world.cluster.sql("SELECT pg_create_restore_point('here')")?;
     // Commit times have microseconds; a target between two of them needs a moment.
     std::thread::sleep(Duration::from_millis(50));
     let time = world.cluster.sql("SELECT clock_timestamp()")?;
@@ -42,53 +88,21 @@ fn backed_up_and_restored(major: u32) -> Result<()> {
     // When a segment was archived is known to the second.
     std::thread::sleep(Duration::from_millis(1100));
     world.cluster.archive_wal()?;
-    let balance = "SELECT sum(abalance) = (SELECT sum(delta) FROM pgbench_history) FROM pgbench_accounts";
-
-    for (target, expected) in [
-        (&[][..], "a,b,before"),
-        (&["--target-immediate"], "before"),
-        (&["--target-lsn", &lsn], "a,before"),
-        (&["--target-time", &time], "a,before"),
-    ] {
-        let elsewhere = world.scratch.join("space-restored");
-        let remapped = format!("space={}", elsewhere.display());
-        let restored = world.restore(&[target, &["--tablespace", &remapped]].concat())?;
-        let context = || format!("PostgreSQL {major}, {target:?}");
-        ensure!(marks(&restored)? == expected, "{}: {}", context(), marks(&restored)?);
-        ensure!(restored.sql(balance)? == "t", "{}: the balances are wrong", context());
-        ensure!(restored.number("SELECT count(*) FROM far")? == 1000, "{}: the tablespace's rows", context());
-        ensure!(restored.number("SELECT count(*) FROM unlogged")? == 0, "{}: unlogged rows", context());
-        ensure!(restored.sql("SELECT pg_is_in_recovery()")? == "f", "{}: still in recovery", context());
-        ensure!(restored.sql("SHOW restore_command")?.is_empty(), "{}: settings are left", context());
-        ensure!(restored.number("SHOW server_version_num")? / 10_000 == i64::from(major), "{}", context());
-        drop(restored);
-        std::fs::remove_dir_all(world.target())?;
-        std::fs::remove_dir_all(elsewhere)?;
+    let cells = [
+        (vec![], "a,b,before"),
+        (vec!["--target-immediate"], "before"),
+        (vec!["--target-lsn", &lsn], "a,before"),
+        (vec!["--target-time", &time], "a,before"),
+    ];
+    for (number, (target, expected)) in (0..).zip(&cells) {
+        ends_as_asked(&world, major, target, ACTIONS[(number + major as usize) % ACTIONS.len()], expected)?;
     }
-
-    let id = session_of(
-        &world
-            .restore_to(
-                &world.target(),
-                &[
-                    "--target-lsn",
-                    &lsn,
-                    "--action",
-                    "pause",
-                    "--json",
-                    "--tablespace",
-                    &format!("space={}", world.scratch.join("p").display()),
-                ],
-            )?
-            .expect_code(0)?,
-    )?;
-    let paused = Instance::running_in(&world.target())?;
-    ensure!(marks(&paused)? == "a,before", "PostgreSQL {major}: paused at {}", marks(&paused)?);
-    world.pghydrant.succeed(["promote", &id])?;
-    let promoted = Instance::running_in(&world.target())?;
-    ensure!(promoted.sql("SELECT pg_is_in_recovery()")? == "f", "PostgreSQL {major}: not promoted");
-    drop(promoted);
-    std::fs::remove_dir_all(world.target())?;
+    if looks_into_wal(major) {
+        for action in ACTIONS {
+            ends_as_asked(&world, major, &["--target-xid", &xid], action, "a,b,before")?;
+            ends_as_asked(&world, major, &["--target-name", "here"], action, "a,before")?;
+        }
+    }
     what_cannot_be_proven_is_told(&world, major, &late, &xid)?;
 
     let elsewhere = format!("space={}", world.scratch.join("e").display());
@@ -130,8 +144,7 @@ fn what_cannot_be_proven_is_told(world: &World, major: u32, late: &str, xid: &st
     let target = world.target();
     let elsewhere = format!("space={}", world.scratch.join("u").display());
     let restore = |arguments: &[&str]| world.restore_to(&target, &[arguments, &["--tablespace", &elsewhere]].concat());
-    let known = tools::postgres_bin_of(major).is_some_and(|bin| bin.join("pg_waldump").is_file());
-    if known {
+    if looks_into_wal(major) {
         restore(&["--target-time", late])?.expect_code(3)?.expect_stderr(&["is not before the last transaction"])?;
         return Ok(());
     }

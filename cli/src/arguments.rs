@@ -36,11 +36,11 @@ pub(crate) enum Verb {
     #[command(hide = true)]
     FuseServer(mount::ServerArguments),
     /// Copy, configure, start, recover, finish
-    Restore(restore::Arguments),
+    Restore(Box<restore::Arguments>),
     /// What runs, what waits, what broke and why
     Sessions(sessions::ListArguments),
     /// Go on with a session where it stopped
-    Retry(sessions::SessionArguments),
+    Retry(sessions::RetryArguments),
     /// Give a session up and take away what it made
     Cancel(sessions::SessionArguments),
     /// End the recovery of a session that was paused or shut down at its target
@@ -75,7 +75,8 @@ impl Verb {
             Self::Show(arguments) => arguments.output.json,
             Self::Restore(arguments) => arguments.output.json,
             Self::Sessions(arguments) => arguments.output.json,
-            Self::Retry(arguments) | Self::Cancel(arguments) | Self::Promote(arguments) => arguments.output.json,
+            Self::Retry(arguments) => arguments.session.output.json,
+            Self::Cancel(arguments) | Self::Promote(arguments) => arguments.output.json,
             Self::Retarget(arguments) => arguments.output.json,
             Self::Verify(arguments) => arguments.output.json,
             Self::Doctor(arguments) => arguments.output.json,

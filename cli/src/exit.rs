@@ -21,7 +21,8 @@ pub(crate) enum Exit {
     Recovery = 5,
     /// The session waits for `pghydrant retry`.
     Waiting = 6,
-    /// The backup is complete and has pages whose checksum was wrong at the source.
+    /// It is complete, and was damaged at the source: pages of a backup with a wrong checksum, or what the check of a
+    /// restored server found.
     DamagedPages = 7,
     /// Ended by the user.
     Interrupted = 130,
@@ -39,7 +40,7 @@ Exit codes:
   4    the repository is corrupt
   5    recovery failed
   6    waiting for `pghydrant retry`
-  7    the backup is complete, but pages were damaged at the source
+  7    complete, but something was damaged at the source: pages of a backup, or what restore --check found
   130  interrupted
   254  wal fetch: a fault (PostgreSQL stops instead of taking it for the end of the WAL)";
 

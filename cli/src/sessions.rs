@@ -26,12 +26,22 @@ pub(crate) struct SessionArguments {
     pub(crate) output: JsonOption,
 }
 
+/// Options of `retry`.
+#[derive(clap::Args, Debug)]
+pub(crate) struct RetryArguments {
+    #[command(flatten)]
+    pub(crate) session: SessionArguments,
+    /// Go on without what `restore --check` asked for
+    #[arg(long)]
+    pub(crate) skip_check: bool,
+}
+
 pub(crate) fn list(arguments: &ListArguments, context: &Context) -> anyhow::Result<Exit> {
     verbs::list(arguments.all, context)
 }
 
-pub(crate) fn retry(arguments: &SessionArguments, context: &Context) -> anyhow::Result<Exit> {
-    verbs::retry(&arguments.id, context)
+pub(crate) fn retry(arguments: &RetryArguments, context: &Context) -> anyhow::Result<Exit> {
+    verbs::retry(&arguments.session.id, arguments.skip_check, context)
 }
 
 pub(crate) fn cancel(arguments: &SessionArguments, context: &Context) -> anyhow::Result<Exit> {

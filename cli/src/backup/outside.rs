@@ -7,7 +7,11 @@
 //!
 //! Lines that would lead a copy back to the original become comments: `data_directory`, `hba_file` and `ident_file`, and
 //! includes by absolute path, which are followed by the same one by relative path. `data_directory` can be overruled
-//! nowhere else: with it, `pg_ctl -D COPY start` would open the original's cluster.
+//! nowhere else: with it, `pg_ctl -D COPY start` would open the original's cluster. Lists of users and databases that
+//! `pg_hba.conf` and `pg_ident.conf` name (`@file`) come along in the same way, and what they include.
+//!
+//! A restored instance whose configuration is elsewhere (`restore --config-to`) has a line for that at the end of
+//! `postgresql.conf`; its backup has the configuration that the line leads to.
 //!
 //! Always true: nothing outside the data directory is written, and nothing is read that the server's user may not read.
 
@@ -26,7 +30,7 @@ use engine::units::BlockNumber;
 use super::late::Attributes;
 use super::server::Server;
 use crate::postgres::owner::Owner;
-use crate::restore::conf;
+use crate::restore::{conf, hba};
 
 /// What commented lines are marked with.
 const STAMP: &str = "outside";
@@ -58,16 +62,15 @@ impl Outside {
         let mut gathered = Gathered::new(server);
         for (setting, path) in ROLES {
             let Some(original) = server.info.settings.get(setting).map(PathBuf::from) else { continue };
-            let inside = lies_in(&original, &server.data);
-            match setting {
-                "config_file" => gathered.configuration(path, &original, inside),
-                _ if !inside && !original.as_os_str().is_empty() => {
-                    if let Some(text) = gathered.read(&original) {
-                        gathered.files.insert(path.to_owned(), text);
-                    }
-                }
-                _ => {}
+            if original.as_os_str().is_empty() {
+                continue;
             }
+            let (original, grammar) = match setting {
+                "config_file" => (placed_elsewhere(&original).unwrap_or(original), Grammar::Settings),
+                _ => (original, Grammar::Authentication),
+            };
+            let inside = lies_in(&original, &server.data);
+            gathered.configuration(path, &original, inside, grammar);
         }
         gathered.spool(server)
     }
@@ -107,9 +110,10 @@ impl<'a> Gathered<'a> {
         }
     }
 
-    /// `postgresql.conf` and all that it includes. Of one that lies in the data directory only what it includes from
+    /// A file and all that it includes. Of one that lies in the data directory only what it includes from
     /// elsewhere is of interest, and that is only named.
-    fn configuration(&mut self, path: &str, original: &Path, inside: bool) {
+    fn configuration(&mut self, path: &str, original: &Path, inside: bool, grammar: Grammar) {
+        let known = self.directories.len();
         let root = original.parent().unwrap_or(Path::new("/")).to_owned();
         let mut waiting = vec![(path.to_owned(), original.to_owned())];
         let mut seen = 0;
@@ -120,7 +124,7 @@ impl<'a> Gathered<'a> {
             }
             let Some(text) = self.read(&original) else { continue };
             let directory = original.parent().unwrap_or(Path::new("/")).to_owned();
-            for Include { place, is_directory, .. } in includes(&text, &directory) {
+            for Include { place, is_directory, .. } in grammar.includes(&text, &directory) {
                 let stored = place.strip_prefix(&root).ok().and_then(Path::to_str).filter(|path| !path.is_empty());
                 let stored = stored.filter(|path| manifest_path::check(path).is_ok());
                 match stored {
@@ -142,11 +146,11 @@ impl<'a> Gathered<'a> {
                 }
             }
             if !inside {
-                self.files.insert(path, standing_alone(&text, &directory));
+                self.files.insert(path, grammar.standing_alone(&text, &directory));
             }
         }
         if inside {
-            self.directories.clear();
+            self.directories.truncate(known);
         }
     }
 
@@ -213,6 +217,53 @@ fn directories_above(path: &str) -> Vec<String> {
 fn lies_in(path: &Path, data: &Path) -> bool {
     let directory = path.parent().map(|parent| fs::canonicalize(parent).unwrap_or_else(|_| parent.to_owned()));
     directory.is_some_and(|directory| directory.starts_with(data))
+}
+
+/// Where `restore --config-to` has put the configuration, if it has: the end of `postgresql.conf` leads there.
+fn placed_elsewhere(conf: &Path) -> Option<PathBuf> {
+    let text = fs::read(conf).ok()?;
+    let last = conf::entries(&text).pop().filter(|last| last.name == "include_if_exists")?;
+    let place = PathBuf::from(last.value);
+    (crate::restore::has_kept_settings(&text) && place.is_absolute() && place.is_file()).then_some(place)
+}
+
+/// How a file includes others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Grammar {
+    /// `postgresql.conf`
+    Settings,
+    /// `pg_hba.conf`, `pg_ident.conf`
+    Authentication,
+}
+
+impl Grammar {
+    fn includes(self, text: &[u8], directory: &Path) -> Vec<Include> {
+        match self {
+            Self::Settings => includes(text, directory),
+            Self::Authentication => hba::inclusions(text)
+                .into_iter()
+                .map(|inclusion| Include {
+                    line: 0,
+                    place: normal(&directory.join(&inclusion.path)),
+                    is_directory: inclusion.kind == hba::Kind::Directory,
+                    is_absolute: Path::new(&inclusion.path).is_absolute(),
+                    name: inclusion.directive().to_owned(),
+                })
+                .collect(),
+        }
+    }
+
+    /// The text as a data directory that stands alone can have it; `directory` is where the original lies.
+    fn standing_alone(self, text: &[u8], directory: &Path) -> Vec<u8> {
+        match self {
+            Self::Settings => standing_alone(text, directory),
+            Self::Authentication => hba::replaced(text, &format!("#[pghydrant {STAMP}] "), &|inclusion| {
+                let path = Path::new(&inclusion.path);
+                let below = path.is_absolute().then(|| normal(path))?;
+                Some(below.strip_prefix(directory).ok()?.to_str()?.to_owned())
+            }),
+        }
+    }
 }
 
 /// A line that includes something.

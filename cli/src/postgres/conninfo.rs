@@ -95,6 +95,8 @@ impl Conninfo {
         let mut config = tokio_postgres::Config::new();
         config.host_path(socket_directory).port(port).user(user).dbname(database);
         config.ssl_mode(SslMode::Disable).connect_timeout(CONNECT_TIMEOUT_DEFAULT).application_name("pghydrant");
+        // From the first statement on: one that lifts a short limit would be ended by it itself.
+        config.options("-c statement_timeout=0");
         Self { config }
     }
 

@@ -75,6 +75,11 @@ impl Instance {
         &self.data_directory
     }
 
+    /// Where the server's first words go.
+    pub(crate) fn log(&self) -> &Path {
+        &self.log
+    }
+
     /// Starts the postmaster with `options` (`-c name=value` pairs, given as name and value) and returns once it has
     /// written `postmaster.pid`, long before it accepts connections.
     pub(crate) fn start(&mut self, options: &[(&str, &str)]) -> Result<PostmasterFile> {

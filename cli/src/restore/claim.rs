@@ -36,7 +36,7 @@ pub(super) fn look(journal: &Journal) -> anyhow::Result<Claim> {
         Phase::Publishing if found.is_none() && plan.no_start && startable() => Ok(Claim::Done),
         Phase::Publishing => Ok(Claim::Holds),
         Phase::Reverting => Ok(Claim::Done),
-        Phase::Recovering => {
+        Phase::Recovering | Phase::Checking => {
             let whose = found.map_or_else(|| "no restore".to_owned(), |other| format!("restore {other}"));
             let message = format!("{} belongs to {whose}, not to {} any more", plan.data().display(), journal.id);
             let hint =

@@ -6,6 +6,9 @@
 //! | afterwards | byte for byte the backup's, and a block with what the user chose to keep | the backup's |
 //! | not adopted | the same | a block that keeps the copy away from the original's archive and replication |
 //!
+//! Where the configuration goes elsewhere as well ([`super::handover`]), the block that stays in `postgresql.conf` ends with
+//! a line that includes that one, if it is there.
+//!
 //! The blocks that stay carry no session's id: a copy of a copy has one of each, not one for every restore.
 //!
 //! The settings of the recovery stand in the file, not on the server's command line, so that they survive a reload, a
@@ -86,14 +89,17 @@ pub(crate) struct Configuration<'a> {
     raised: &'a BTreeMap<String, String>,
     /// As it was decided when the configuration was begun.
     isolation: Option<&'a Isolation>,
+    /// What stays in `postgresql.conf` for good.
+    kept: &'a [(String, String)],
 }
 
 impl<'a> Configuration<'a> {
     /// The configuration of a session; `program` is our own binary, as the owner can run it.
     pub(crate) fn new(journal: &'a Journal, backup: &'a BackupInfo, program: &Path) -> Self {
-        let Journal { plan, id, raised, isolation, .. } = journal;
+        let Journal { plan, id, raised, isolation, originals, .. } = journal;
         let restore_command = restore_command(program, plan);
-        Self { plan, id, backup, restore_command, raised, isolation: isolation.as_ref() }
+        let kept = originals.as_ref().map_or(&[][..], |originals| &originals.kept);
+        Self { plan, id, backup, restore_command, raised, isolation: isolation.as_ref(), kept }
     }
 
     /// Decides how the copy is kept from what its original does; nothing for an adopted one. From files as the backup
@@ -215,7 +221,13 @@ impl<'a> Configuration<'a> {
             let (text, names) = self.with_alterations(&saved, auto.as_deref().unwrap_or_default())?;
             (auto, altered) = (Some(text), names);
         }
-        let kept: Vec<Setting> = originals.kept.iter().map(|(name, value)| Setting::new(name, value)).collect();
+        let mut kept: Vec<Setting> = originals.kept.iter().map(|(name, value)| Setting::new(name, value)).collect();
+        if let Some(placed) = &self.plan.handover.configuration {
+            // The last word, and none where it is missing.
+            let elsewhere = placed.place.path.join(CONF);
+            let elsewhere = elsewhere.to_str().context("the path of the configuration is not UTF-8")?;
+            kept.push(Setting::new("include_if_exists", elsewhere));
+        }
         let names: Vec<&str> = kept.iter().map(|setting| setting.name.as_str()).collect();
         // Each file in one write: a crash in between leaves the one or the other, and both keep the copy isolated.
         let left = self.isolated(&conf::silenced(auto.as_deref().unwrap_or_default(), KEPT, &names));
@@ -248,6 +260,8 @@ impl<'a> Configuration<'a> {
         self.write_missing_files()?;
         let (elsewhere, kept): (Vec<_>, Vec<_>) =
             self.kept(binaries, owner)?.into_iter().partition(|setting| setting.name == "data_directory");
+        let kept: Vec<Setting> =
+            kept.into_iter().map(|setting| self.led_elsewhere(setting)).collect::<Result<_, _>>()?;
         let settings = self.first_start_settings();
         let names = |settings: &[Setting]| settings.iter().map(|setting| setting.name.clone()).collect::<Vec<_>>();
         let silenced = |text: &[u8], stamp: &str, names: &[String]| {
@@ -263,6 +277,42 @@ impl<'a> Configuration<'a> {
         self.write(AUTO, &conf::with_block(&auto, FIRST_START, why, &settings))?;
         self.signal()?;
         Ok(elsewhere.into_iter().next())
+    }
+
+    /// `postgresql.auto.conf` has the last word, and would overrule a configuration elsewhere.
+    fn led_elsewhere(&self, setting: Setting) -> anyhow::Result<Setting> {
+        let file = match (setting.name.as_str(), &self.plan.handover.configuration) {
+            ("hba_file", Some(placed)) => placed.place.path.join(HBA),
+            ("ident_file", Some(placed)) => placed.place.path.join(IDENT),
+            _ => return Ok(setting),
+        };
+        let value = file.to_str().context("the path of the configuration is not UTF-8")?;
+        Ok(Setting::new(&setting.name, value))
+    }
+
+    /// The plan.
+    pub(super) fn plan(&self) -> &'a Plan {
+        self.plan
+    }
+
+    /// The session.
+    pub(super) fn id(&self) -> &'a SessionId {
+        self.id
+    }
+
+    /// What stays in `postgresql.conf`, but for the way elsewhere.
+    pub(super) fn kept_in_conf(&self) -> Vec<Setting> {
+        self.kept.iter().map(|(name, value)| Setting::new(name, value)).collect()
+    }
+
+    /// `text` with what stays, in the place of what stayed.
+    pub(super) fn with_kept(text: &[u8], settings: &[Setting]) -> Vec<u8> {
+        conf::with_block(text, KEPT, KEPT_WHY, settings)
+    }
+
+    /// What PostgreSQL itself makes of the data directory's configuration.
+    pub(super) fn effective(&self, owner: &Owner, name: &str) -> anyhow::Result<String> {
+        effective(&Binaries::in_directory(&self.plan.programs)?, owner, self.plan.data(), name)
     }
 
     /// What [`Self::leave_for_first_start`] leaves, and nobody takes out again.
@@ -330,7 +380,7 @@ impl<'a> Configuration<'a> {
     }
 
     /// The socket's directory, where the session's own would give too long a path.
-    fn make_socket_directory(&self) -> anyhow::Result<()> {
+    pub(crate) fn make_socket_directory(&self) -> anyhow::Result<()> {
         // The copier made the session's directory for itself; the server works in it too.
         files::give(&self.plan.session_directory(), &self.plan.owner)?;
         let directory = self.socket_directory();
@@ -576,6 +626,11 @@ fn is_usable(directory: &str, data: &Path, owner: &Owner) -> bool {
 fn owner_may(flag: &str, path: &Path, owner: &Owner) -> bool {
     let test = owner.command("test").and_then(|mut command| Ok(command.arg(flag).arg(path).status()?));
     test.is_ok_and(|status| status.success())
+}
+
+/// Whether a restore has left settings that stay in a `postgresql.conf`.
+pub(crate) fn has_kept_settings(text: &[u8]) -> bool {
+    conf::has_block(text, KEPT)
 }
 
 /// A file without what stays in it.

@@ -7,6 +7,7 @@ use engine::io::LocalDisk;
 use serde_json::json;
 
 use super::Restore;
+use super::check::Checked;
 use super::configure::Reverted;
 use super::recover::{self, LOG};
 use super::session::Phase;
@@ -39,12 +40,14 @@ impl Restore<'_> {
             marker::remove(self.plan().data())?;
         }
         files::remove(&self.plan().data().join(staging::DIRECTORY))?;
+        self.hand_over()?;
         for name in changed_meanwhile {
             self.context.output.warning(&format!("{name} was changed meanwhile: the change stays in it"));
         }
         if !altered.is_empty() {
             self.context.output.warning(&format!("as ALTER SYSTEM left them: {}", altered.join(", ")));
         }
+        instance = recover::instance_with_log(self.plan(), &self.plan().handover.log(self.plan().data()))?;
         self.start_for_good(&mut instance)?;
         let detail = match kept.as_slice() {
             [] => "postgresql.conf as in the backup".to_owned(),
@@ -72,22 +75,10 @@ impl Restore<'_> {
                 Exit::Recovery,
                 format!("the server recovered, but does not start with its own configuration: {reason}"),
             )
-            .hint(format!("mend {}/postgresql.conf, then `pghydrant retry {id}`", self.plan().data().display()))
+            .hint(format!("mend {}, then `pghydrant retry {id}`", self.plan().configuration_file().display()))
         };
         instance.start(&[]).map_err(|error| refused(format!("{error:#}")))?;
-        let began = Instant::now();
-        loop {
-            match instance.condition()? {
-                Condition::Up(Some(Status::Ready)) => break,
-                Condition::Up(_) if began.elapsed() < STOP_PATIENCE => std::thread::sleep(POLL),
-                Condition::Up(_) => return Err(refused("it is not ready after 15 minutes".to_owned()).into()),
-                Condition::Down => {
-                    let reason =
-                        instance.failure_since_start()?.unwrap_or_else(|| format!("see {}", self.log().display()));
-                    return Err(refused(reason).into());
-                }
-            }
-        }
+        wait_until_ready(instance, &|reason| refused(reason).into())?;
         let control = instance.control()?;
         anyhow::ensure!(
             control.state == State::InProduction,
@@ -108,13 +99,14 @@ impl Restore<'_> {
             None => self.plan().port,
         };
         report::finished(self.session, &self.backup.info, port, self.context);
-        Ok(Exit::Done)
+        Ok(self.session.journal.checked.as_ref().map_or(Exit::Done, Checked::exit))
     }
 
     /// `--no-start`: the directory is the backup's, and its first start recovers.
     pub(super) fn finish_without_start(&mut self) -> anyhow::Result<Exit> {
         let left = self.configuration()?.first_start_settings();
         let left: Vec<String> = left.into_iter().map(|setting| setting.name).collect();
+        self.hand_over()?;
         self.end_session()?;
         report::not_started(self.session, &self.backup.info, &left, self.context);
         Ok(Exit::Done)
@@ -147,6 +139,23 @@ impl Restore<'_> {
         let (socket, port) = (configuration.socket_directory(), configuration.recovery_port());
         report::waiting(self.session, &self.backup.info, &socket, port, self.context);
         Ok(Exit::Done)
+    }
+}
+
+/// Waits until a server that was started takes connections.
+pub(super) fn wait_until_ready(instance: &Instance, refused: &dyn Fn(String) -> anyhow::Error) -> anyhow::Result<()> {
+    let began = Instant::now();
+    loop {
+        match instance.condition()? {
+            Condition::Up(Some(Status::Ready)) => return Ok(()),
+            Condition::Up(_) if began.elapsed() < STOP_PATIENCE => std::thread::sleep(POLL),
+            Condition::Up(_) => return Err(refused("it is not ready after 15 minutes".to_owned())),
+            Condition::Down => {
+                let reason =
+                    instance.failure_since_start()?.unwrap_or_else(|| format!("see {}", instance.log().display()));
+                return Err(refused(reason));
+            }
+        }
     }
 }
 

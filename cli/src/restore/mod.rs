@@ -8,7 +8,9 @@
 //! start      backup_label and pg_control in place, then pg_ctl -W           recover
 //! recover    WAL staged ahead of the replay; watched, not believed          recovery, staging
 //! act        promote, pause or shut down: what the server really did        recover
+//! check      pg_amcheck, if it is asked for, before others can connect      check
 //! revert     the configuration, once the server has left recovery           finish
+//! hand over  a configuration elsewhere, Debian's list of clusters, a unit   handover
 //! unmount
 //! report     what was done, how long each step took, the bottleneck         report
 //! ```
@@ -25,6 +27,7 @@
 //! - A copy that is not adopted archives nowhere, subscribes to nothing, runs no jobs of the original's, and writes into
 //!   no directory of the original's.
 
+mod check;
 mod choose;
 mod claim;
 pub(crate) mod conf;
@@ -32,6 +35,8 @@ mod configure;
 mod copy;
 mod files;
 mod finish;
+mod handover;
+pub(crate) mod hba;
 pub(crate) mod isolation;
 pub(crate) mod marker;
 mod moment;
@@ -48,6 +53,8 @@ pub(crate) mod survey;
 mod target;
 pub(crate) mod verbs;
 
+pub(crate) use configure::has_kept_settings;
+
 use std::path::PathBuf;
 
 use engine::repository::{Backup, Cluster, Repository};
@@ -58,6 +65,7 @@ use jiff::tz::TimeZone;
 use crate::context::Context;
 use crate::exit::{Exit, Failure};
 use crate::options::{ClusterOption, JsonOption, RepositoryOption};
+use check::Thoroughness;
 use claim::Claim;
 use plan::{Plan, Source};
 use preflight::Request;
@@ -103,6 +111,11 @@ pub(crate) struct Arguments {
     /// Copy only; the first start with pg_ctl recovers
     #[arg(long)]
     pub(crate) no_start: bool,
+    #[command(flatten)]
+    pub(crate) handover: handover::Options,
+    /// Check heap and indexes with pg_amcheck once recovery has ended, before the server opens for others
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub(crate) check: Option<Thoroughness>,
     /// The operating system user of the instance [default: the owner of the target's directory, or the recorded one]
     #[arg(long, value_name = "USER")]
     pub(crate) os_user: Option<String>,
@@ -235,6 +248,7 @@ impl<'a> Restore<'a> {
                 return self.report_waiting();
             }
         }
+        self.check()?;
         self.revert()?;
         self.unmount(mount)?;
         self.finish()
@@ -273,6 +287,8 @@ impl Arguments {
             source: self.source,
             adopt: self.adopt,
             no_start: self.no_start,
+            check: self.check,
+            handover: self.handover.wanted(&self.to)?,
             owner: self.os_user.clone(),
             programs: directory("pg_bin", &self.pg_bin)?,
             mount_directory: directory("mount_dir", &self.mount_dir)?,

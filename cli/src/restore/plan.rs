@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use engine::units::{BackupLabel, ClusterName};
 use serde::{Deserialize, Serialize};
 
+use super::check::Thoroughness;
+use super::handover::Handover;
 use super::target::Target;
 
 /// Where the copier reads.
@@ -80,6 +82,12 @@ pub(crate) struct Plan {
     pub(crate) adopt: bool,
     /// Copy only; the first start recovers.
     pub(crate) no_start: bool,
+    /// Where the instance is handed over to.
+    #[serde(default)]
+    pub(crate) handover: Handover,
+    /// How the server is checked before it opens for others, if it is.
+    #[serde(default)]
+    pub(crate) check: Option<Thoroughness>,
     /// The archive has a gap somewhere behind the target, and goes on after it.
     #[serde(default)]
     pub(crate) gap_behind: bool,
@@ -94,6 +102,12 @@ impl Plan {
     /// The data directory.
     pub(crate) fn data(&self) -> &Path {
         &self.data.path
+    }
+
+    /// The `postgresql.conf` that is the instance's own, once it is restored.
+    pub(crate) fn configuration_file(&self) -> PathBuf {
+        let directory = self.handover.configuration.as_ref().map_or(self.data(), |placed| &placed.place.path);
+        directory.join("postgresql.conf")
     }
 
     /// Every directory that the restore fills, the data directory first.

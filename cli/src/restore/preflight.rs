@@ -4,6 +4,7 @@
 //! the target and the WAL that leads to it in [`goal`]; the rest is short and stands here.
 
 mod goal;
+mod handover;
 mod places;
 mod request;
 
@@ -61,6 +62,7 @@ pub(crate) fn judge(request: &Request, facts: &Facts) -> Judgement {
     judge.tablespaces();
     judge.room();
     judge.way();
+    judge.handover();
     let Judge { problems, mut warnings, .. } = judge;
     warnings.extend(goal.warnings);
     let unproven = goal.unproven;
@@ -194,11 +196,14 @@ impl<'a> Judge<'a> {
         let facts = self.facts;
         for (directive, path) in &facts.missing_includes {
             self.refuse(
-                format!(
-                    "the backup's postgresql.conf has {directive} '{path}', which is neither in the backup nor here"
-                ),
+                format!("the backup's configuration has {directive} '{path}', which is neither in the backup nor here"),
                 "PostgreSQL does not start without it: bring it here, it may be empty",
             );
+        }
+        for path in &facts.missing_lists {
+            self.warnings.push(format!(
+                "pg_hba.conf or pg_ident.conf names \"{path}\", which is not in the backup: the server recovers, and then does not start before the file is in its data directory"
+            ));
         }
         let outside = self.backup().map(|info| info.server.outside_files.clone()).unwrap_or_default();
         if facts.choice.is_ok() && facts.contents.conf.is_none() {
@@ -250,6 +255,8 @@ fn plan(request: &Request, facts: &Facts) -> Option<Plan> {
         mount_directory: request.mount_directory.clone(),
         adopt: request.adopt,
         no_start: request.no_start,
+        check: request.check,
+        handover: facts.handover.plan(request),
         unproven: None,
         gap_behind: facts.wal.as_ref().is_ok_and(|wal| !wal.gaps.is_empty()),
         bytes: info.totals.bytes,

@@ -1,6 +1,6 @@
 //! Starting the server, seeing it through its recovery, and what it did at the end.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use engine::units::Lsn;
@@ -28,10 +28,19 @@ pub(super) const LOG: &str = "pghydrant.log";
 /// How long a server that recovers may take to stop before it is stopped at once.
 const STOP_PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
 
+/// The user of a plan.
+pub(super) fn owner(plan: &Plan) -> anyhow::Result<Owner> {
+    Owner::named(&plan.owner.name).or_else(|_| Owner::numbered(plan.owner.uid, plan.owner.gid))
+}
+
 /// The instance that a plan describes.
 pub(super) fn instance(plan: &Plan) -> anyhow::Result<Instance> {
-    let owner = Owner::named(&plan.owner.name).or_else(|_| Owner::numbered(plan.owner.uid, plan.owner.gid))?;
-    Ok(Instance::new(Binaries::in_directory(&plan.programs)?, plan.data(), owner, &plan.data().join(LOG)))
+    instance_with_log(plan, &plan.data().join(LOG))
+}
+
+/// The same with another log.
+pub(super) fn instance_with_log(plan: &Plan, log: &Path) -> anyhow::Result<Instance> {
+    Ok(Instance::new(Binaries::in_directory(&plan.programs)?, plan.data(), owner(plan)?, log))
 }
 
 impl Restore<'_> {
@@ -53,8 +62,7 @@ impl Restore<'_> {
 
     /// Of several settings that the original raised at once replay stops for the first, but `pg_control` has them all.
     fn raise_what_is_known(&mut self, instance: &Instance) -> anyhow::Result<()> {
-        let owner = Owner::named(&self.plan().owner.name)
-            .or_else(|_| Owner::numbered(self.plan().owner.uid, self.plan().owner.gid))?;
+        let owner = owner(self.plan())?;
         let binaries = Binaries::in_directory(&self.plan().programs)?;
         let lacking = self.configuration()?.too_small(&binaries, &owner, &instance.control()?)?;
         self.raise(lacking)
@@ -162,7 +170,7 @@ impl Restore<'_> {
                     recovered.new_timeline.map(|timeline| format!(", timeline {timeline}")).unwrap_or_default();
                 step.done(&format!("promoted{timeline}"));
                 self.session.journal.at_target = None;
-                self.session.enter(Phase::Reverting)?;
+                self.session.enter(self.phase_after_recovery())?;
                 Ok(false)
             }
             (Outcome::Paused, Action::Pause) | (Outcome::ShutDown, Action::Shutdown) => {

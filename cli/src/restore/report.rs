@@ -43,10 +43,6 @@ pub(super) fn problems(problems: &[Problem], context: &Context) -> Failure {
 
 /// `--plan`.
 pub(super) fn plan(plan: &Plan, request: &Request, context: &Context) {
-    let place = |place: &Place| match place.before {
-        Before::Absent => format!("{} (is made)", place.path.display()),
-        Before::Empty => format!("{} (is empty)", place.path.display()),
-    };
     let mut lines = vec![
         ("cluster", format!("{} in {}", plan.cluster, plan.repository.display())),
         ("backup", format!("{}, {}, {} files", plan.backup, human::bytes(plan.bytes), plan.files)),
@@ -72,6 +68,14 @@ pub(super) fn plan(plan: &Plan, request: &Request, context: &Context) {
         (false, Action::Shutdown) => "shut down, until `pghydrant promote`",
     };
     lines.push(("action", end.to_owned()));
+    if let Some(check) = plan.check {
+        lines.push(("check", format!("pg_amcheck, {}, before the server opens for others", check.name())));
+    }
+    if let Some(placed) = &plan.handover.configuration {
+        let cluster = placed.cluster.as_ref().map(|cluster| format!(", cluster {cluster} of pg_lsclusters"));
+        lines.push(("configuration", format!("{}{}", place(&placed.place), cluster.unwrap_or_default())));
+    }
+    lines.extend(plan.handover.unit.iter().map(|unit| ("systemd unit", unit.display().to_string())));
     let isolation = if plan.adopt {
         "adopted: it archives and replicates as the original did"
     } else {
@@ -86,6 +90,13 @@ pub(super) fn plan(plan: &Plan, request: &Request, context: &Context) {
     context.output.result(&text, &object);
 }
 
+fn place(place: &Place) -> String {
+    match place.before {
+        Before::Absent => format!("{} (is made)", place.path.display()),
+        Before::Empty => format!("{} (is empty)", place.path.display()),
+    }
+}
+
 /// The restore is done and its server runs.
 pub(super) fn finished(session: &Session, info: &BackupInfo, port: Option<u16>, context: &Context) {
     let plan = &session.journal.plan;
@@ -98,6 +109,19 @@ pub(super) fn finished(session: &Session, info: &BackupInfo, port: Option<u16>, 
         plan.data().display(),
         plan.target
     );
+    for line in plan.handover.words(plan.data(), true) {
+        text.push_str(&format!("\n{line}"));
+    }
+    if let Some(checked) = session.journal.checked.as_ref().filter(|checked| checked.failed > 0) {
+        text.push_str(
+            "\nthe check found something wrong, at the source already or because text sorts differently here:",
+        );
+        text.extend(checked.findings.iter().map(|finding| format!("\n  {finding}")));
+        let more = checked.failed.saturating_sub(checked.findings.len() as u64);
+        if more > 0 {
+            text.push_str(&format!("\n  and {more} more: pg_amcheck tells all"));
+        }
+    }
     push_isolation(&mut text, session, info);
     context.output.result(&text, &object(session, info, "running", port));
 }
@@ -112,9 +136,12 @@ pub(super) fn not_started(session: &Session, info: &BackupInfo, left: &[String],
         plan.backup,
         plan.cluster,
         plan.data().display(),
-        plan.data().display(),
+        plan.handover.start_directory(plan.data()).display(),
         plan.target
     );
+    for line in plan.handover.words(plan.data(), false) {
+        text.push_str(&format!("\n{line}"));
+    }
     text.push_str("\nonce it has, psql takes out what a standby made from it would follow as well:");
     text.extend(left.iter().map(|name| format!("\nALTER SYSTEM RESET {name};")));
     push_isolation(&mut text, session, info);
@@ -136,6 +163,9 @@ pub(super) fn waiting(session: &Session, info: &BackupInfo, socket: &Path, port:
         journal.plan.backup,
         journal.plan.data().display()
     );
+    if let Some(check) = journal.plan.check {
+        text.push_str(&format!("\nbefore it opens for others it is checked (--check {})", check.name()));
+    }
     if paused {
         text.push_str(&format!(
             "\nto look at it, as {}: psql -h {} -p {port} postgres",
@@ -167,7 +197,9 @@ fn object(session: &Session, info: &BackupInfo, state: &str, port: Option<u16>) 
         "data": journal.plan.data(), "port": port, "target": journal.plan.target.to_string(),
         "adopted": journal.plan.adopt, "bytes": journal.plan.bytes, "files": journal.plan.files,
         "isolation": isolation::object(journal.isolation.as_ref(), info, journal.plan.adopt),
-        "steps": journal.steps, "log": log_path(journal.plan.data()),
+        "steps": journal.steps, "log": journal.plan.handover.log(journal.plan.data()),
+        "configuration_file": journal.plan.configuration_file(), "registered": journal.plan.handover.cluster(),
+        "systemd_unit": journal.plan.handover.unit, "check": journal.checked,
     })
 }
 

@@ -14,7 +14,7 @@ use super::preflight::{self, Problem, Request};
 use super::session::{Phase, Session, Store};
 use super::survey::{self, Aim};
 use super::target::{self, Action, Goal, Goals, Target, TimelineChoice};
-use super::{Restore, claim, recover, report, verbs};
+use super::{Restore, claim, handover, recover, report, verbs};
 use crate::context::Context;
 use crate::exit::{Exit, Failure};
 use crate::options::JsonOption;
@@ -70,6 +70,8 @@ pub(crate) fn run(arguments: &Arguments, context: &Context) -> anyhow::Result<Ex
         source: plan.source,
         adopt: plan.adopt,
         no_start: false,
+        check: None,
+        handover: handover::Wanted::default(),
         owner: None,
         programs: Some(plan.programs.clone()),
         mount_directory: plan.mount_directory.clone(),

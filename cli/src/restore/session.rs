@@ -38,6 +38,8 @@ pub(crate) enum Phase {
     Publishing,
     /// The server has been started: the copy is closed for good.
     Recovering,
+    /// Recovery has ended; the server is being checked before it opens for others.
+    Checking,
     /// Recovery has ended; the configuration is being reverted.
     Reverting,
     /// Nothing is left to do.
@@ -52,6 +54,7 @@ impl Phase {
             Self::Configuring => "writing the configuration",
             Self::Publishing => "making the copy startable",
             Self::Recovering => "recovering",
+            Self::Checking => "checking the restored server",
             Self::Reverting => "reverting the configuration",
             Self::Finished => "finished",
         }
@@ -91,6 +94,12 @@ pub(crate) struct Journal {
     /// Settings that were raised for the recovery: the original raised them after the backup.
     #[serde(default)]
     pub(crate) raised: std::collections::BTreeMap<String, String>,
+    /// What `--check` came to.
+    #[serde(default)]
+    pub(crate) checked: Option<super::check::Checked>,
+    /// Databases that the extension of the check is put into, and taken out of again.
+    #[serde(default)]
+    pub(crate) amcheck_in: Vec<String>,
     /// The configuration as the backup has it, once it has been edited.
     pub(crate) originals: Option<Originals>,
     /// How the copy is kept from what its original does, once that is decided.
@@ -201,6 +210,8 @@ impl Store {
             at_target: None,
             moves_on: false,
             raised: std::collections::BTreeMap::new(),
+            checked: None,
+            amcheck_in: Vec::new(),
             originals: None,
             isolation: None,
             mount: None,

@@ -4,6 +4,7 @@
 //! directories are looked at in [`place`], the archive in [`wal`].
 
 mod created;
+mod handover;
 mod place;
 mod wal;
 
@@ -24,6 +25,7 @@ use jiff::Timestamp;
 
 use super::choose::{self, Choice};
 use super::conf;
+use super::hba;
 use super::isolation;
 use super::preflight::{Problem, Request};
 use super::target::Goal;
@@ -33,6 +35,9 @@ use crate::postgres::binaries::Binaries;
 use crate::postgres::control::{self, ControlFile};
 use crate::postgres::owner::Owner;
 pub(crate) use created::{Created, Location};
+pub(crate) use handover::HandoverFacts;
+#[cfg(test)]
+pub(crate) use handover::UnitFacts;
 #[cfg(test)]
 pub(crate) use place::FileSystem;
 use place::look_at_place;
@@ -58,8 +63,12 @@ pub(crate) struct Facts {
     pub(crate) machine: machine::Facts,
     pub(crate) port: PortFacts,
     pub(crate) fuse: Result<(), crate::mount::Reason>,
-    /// What the backup's configuration includes, and is neither in the backup nor here.
+    /// What the backup's configuration includes, or names as a list of users or databases, and is neither in the backup nor here.
     pub(crate) missing_includes: Vec<(String, String)>,
+    /// What it names beside `pg_hba.conf`, and the backup has not: nobody can bring that before the copy.
+    pub(crate) missing_lists: Vec<String>,
+    /// The places of `--config-to`, `--register` and `--systemd-unit`, and the program of `--check`.
+    pub(crate) handover: HandoverFacts,
     /// Whether the owner, who runs `wal fetch`, can use our program and read the repository.
     pub(crate) owner_reads: Result<(), String>,
 }
@@ -73,6 +82,8 @@ pub(crate) struct Contents {
     pub(crate) conf: Option<Vec<u8>>,
     pub(crate) auto: Option<Vec<u8>>,
     pub(crate) control: Option<ControlFile>,
+    /// `pg_hba.conf` and `pg_ident.conf`, as far as the backup has them.
+    pub(crate) authentication: Vec<Vec<u8>>,
 }
 
 /// Room that files need.
@@ -111,11 +122,21 @@ pub(crate) fn look(request: &Request, cluster: &Cluster) -> anyhow::Result<Facts
         None => Ok(None),
     };
     let needs = choice.as_ref().ok().map(|(info, _)| needs(info, &contents, request.adopt)).unwrap_or_default();
-    let missing_includes = missing_includes(contents.conf.as_deref().unwrap_or_default(), &stored)?;
+    let mut missing_lists = Vec::new();
+    let mut missing = missing_includes(contents.conf.as_deref().unwrap_or_default(), &in_settings, &stored)?;
+    for text in &contents.authentication {
+        let found = missing_includes(text, &in_authentication, &stored)?;
+        let (elsewhere, beside): (Vec<_>, Vec<_>) =
+            found.into_iter().partition(|(_, path)| Path::new(path).is_absolute());
+        missing.extend(elsewhere);
+        missing_lists.extend(beside.into_iter().map(|(_, path)| path));
+    }
     Ok(Facts {
         machine: machine::look(binaries.as_ref().ok(), &needs),
         needs,
-        missing_includes,
+        missing_includes: missing,
+        missing_lists,
+        handover: handover::look(request, owner.as_ref().ok(), binaries.as_ref().ok()),
         now: Timestamp::now(),
         we_are_root: rustix::process::geteuid().is_root(),
         our_name: Owner::current().map_or_else(|_| "this user".to_owned(), |owner| owner.name),
@@ -253,6 +274,9 @@ pub(crate) fn contents(backup: &Backup) -> anyhow::Result<Contents> {
     contents.conf = small_file(backup, "postgresql.conf")?;
     contents.auto = small_file(backup, "postgresql.auto.conf")?;
     contents.control = small_file(backup, control::PATH)?.and_then(|bytes| ControlFile::parse(&bytes).ok());
+    for name in ["pg_hba.conf", "pg_ident.conf"] {
+        contents.authentication.extend(small_file(backup, name)?);
+    }
     Ok(contents)
 }
 
@@ -313,19 +337,36 @@ fn port_in_use(number: u16, addresses: &str, sockets: &str) -> Option<String> {
     })
 }
 
-/// What `postgresql.conf` demands, the files that it includes as well: PostgreSQL does not start without. `stored` is
+/// A line that includes something: its directive, the path, and whether PostgreSQL starts without.
+type Include = (String, String, bool);
+
+fn in_settings(text: &[u8]) -> Vec<Include> {
+    let entries = conf::entries(text).into_iter().filter(|entry| entry.name.starts_with("include"));
+    let demanded = |name: &str| ["include", "include_dir"].contains(&name);
+    entries
+        .map(|entry| (demanded(&entry.name), entry))
+        .map(|(demanded, entry)| (entry.name, entry.value, demanded))
+        .collect()
+}
+
+fn in_authentication(text: &[u8]) -> Vec<Include> {
+    let all = hba::inclusions(text).into_iter();
+    all.map(|one| (one.directive().to_owned(), one.path, one.kind != hba::Kind::IfExists)).collect()
+}
+
+/// What a configuration demands, the files that it includes as well: PostgreSQL does not start without. `stored` is
 /// what the backup has: of a directory an empty text. `include_if_exists` may be missing.
 fn missing_includes(
     conf: &[u8],
+    includes: &dyn Fn(&[u8]) -> Vec<Include>,
     stored: &dyn Fn(&str) -> anyhow::Result<Option<Vec<u8>>>,
 ) -> anyhow::Result<Vec<(String, String)>> {
     let mut missing = Vec::new();
     let mut waiting = vec![(PathBuf::new(), conf.to_vec())];
     for _ in 0..INCLUDES_MAX {
         let Some((directory, text)) = waiting.pop() else { break };
-        for entry in conf::entries(&text) {
-            let demanded = ["include", "include_dir"].contains(&entry.name.as_str());
-            let path = directory.join(&entry.value);
+        for (name, value, demanded) in includes(&text) {
+            let path = directory.join(&value);
             let here = match path.to_str().filter(|_| path.is_relative()) {
                 Some(relative) => match stored(relative.trim_end_matches('/'))? {
                     Some(text) => {
@@ -337,7 +378,7 @@ fn missing_includes(
                 None => path.exists(),
             };
             if demanded && !here {
-                missing.push((entry.name, entry.value));
+                missing.push((name, value));
             }
         }
     }
@@ -389,7 +430,7 @@ mod tests {
                 _ => None,
             })
         };
-        let missing = missing_includes(conf, &stored).unwrap();
+        let missing = missing_includes(conf, &in_settings, &stored).unwrap();
         let missing: Vec<_> = missing.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         assert_eq!(missing, [("include", "/no/such/file"), ("include", "gone.conf"), ("include", "b.conf")]);
     }

@@ -10,7 +10,7 @@ use super::configure::Configuration;
 use super::plan::Before;
 use super::session::{Journal, Phase, Session, Store};
 use super::target::Action;
-use super::{claim, copy, files, recover};
+use super::{claim, copy, files, handover, recover};
 use crate::context::Context;
 use crate::exit::{Exit, Failure};
 use crate::human;
@@ -41,8 +41,8 @@ pub(crate) fn list(all: bool, context: &Context) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// `retry ID`: goes on where the session stopped.
-pub(crate) fn retry(id: &SessionId, context: &Context) -> anyhow::Result<Exit> {
+/// `retry ID`: goes on where the session stopped; without the check, if the user is done with it.
+pub(crate) fn retry(id: &SessionId, skip_check: bool, context: &Context) -> anyhow::Result<Exit> {
     context.catch_interrupts()?;
     let mut session = Store::of(&context.state_directory()?).open(id)?;
     let journal = &session.journal;
@@ -57,6 +57,9 @@ pub(crate) fn retry(id: &SessionId, context: &Context) -> anyhow::Result<Exit> {
         return Err(Failure::new(Exit::Usage, message)
             .hint(format!("`pghydrant promote {id}` ends recovery, `pghydrant retarget {id}` moves it on, `pghydrant cancel {id}` removes the copy"))
             .into());
+    }
+    if skip_check {
+        session.journal.plan.check = None;
     }
     session.journal.attempts += 1;
     super::drive(session, context)
@@ -141,6 +144,10 @@ fn remove(session: &Session, ours: bool) -> anyhow::Result<bool> {
             files::remove(&socket)?;
         }
     }
+    // Any other restore hands over when there is no way back.
+    if ours && plan.no_start {
+        handover::take_away(plan, &journal.id)?;
+    }
     match hydration::remove_all(&copy::layout(plan), &journal.id, &disk) {
         Err(engine::Error::Refused(_)) if !ours => {
             copy::take_away_leftover(journal)?;
@@ -160,7 +167,7 @@ fn remove(session: &Session, ours: bool) -> anyhow::Result<bool> {
 /// Whether the server has left recovery: as the journal says, or because somebody started or promoted it by hand.
 fn is_a_database(journal: &Journal) -> anyhow::Result<bool> {
     Ok(match journal.phase {
-        Phase::Reverting => true,
+        Phase::Checking | Phase::Reverting => true,
         // Not there yet, or taken away already by a cancel that was interrupted.
         _ if !journal.plan.data().join(crate::postgres::control::PATH).exists() => false,
         Phase::Publishing | Phase::Recovering => {

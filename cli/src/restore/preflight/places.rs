@@ -43,7 +43,7 @@ impl Judge<'_> {
         self.overlaps();
     }
 
-    fn access(&mut self, role: &str, found: &Found) {
+    pub(super) fn access(&mut self, role: &str, found: &Found) {
         let (facts, nearest) = (self.facts, found.nearest.display());
         let Ok(owner) = &facts.owner else { return };
         if let Err(refusal) = &found.writable {

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use engine::format::backup::BackupInfo;
 use engine::units::{BackupLabel, ClusterName};
 
+use super::super::check::Thoroughness;
+use super::super::handover::Wanted;
 use super::super::plan::Source;
 use super::super::target::{Action, Goal, TimelineChoice};
 
@@ -25,6 +27,8 @@ pub(crate) struct Request {
     pub(crate) source: Source,
     pub(crate) adopt: bool,
     pub(crate) no_start: bool,
+    pub(crate) check: Option<Thoroughness>,
+    pub(crate) handover: Wanted,
     pub(crate) owner: Option<String>,
     pub(crate) programs: Option<PathBuf>,
     pub(crate) mount_directory: Option<PathBuf>,

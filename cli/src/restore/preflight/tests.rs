@@ -30,6 +30,8 @@ fn request() -> Request {
         source: Source::Mount,
         adopt: false,
         no_start: false,
+        check: None,
+        handover: super::super::handover::Wanted::default(),
         owner: None,
         programs: None,
         mount_directory: None,
@@ -75,7 +77,7 @@ fn facts() -> Facts {
         owner: Ok(Owner { name: "postgres".to_owned(), uid: 101, gid: 104, home: "/".into() }),
         binaries: Err("no programs".to_owned()),
         choice: Ok((info, History::root(Timeline(1)))),
-        contents: Contents { sizes: sizes.into(), conf: Some(Vec::new()), auto: None, control: None },
+        contents: Contents { sizes: sizes.into(), conf: Some(Vec::new()), ..Contents::default() },
         needs: machine::Needs::default(),
         machine: machine::Facts::default(),
         wal: Ok(WalFacts { end: Some(Lsn(0x900_0000)), ..WalFacts::default() }),
@@ -83,6 +85,8 @@ fn facts() -> Facts {
         port: PortFacts { number: 5432, ..PortFacts::default() },
         fuse: Ok(()),
         missing_includes: Vec::new(),
+        missing_lists: Vec::new(),
+        handover: super::super::survey::HandoverFacts::default(),
         owner_reads: Ok(()),
     }
 }
@@ -218,4 +222,33 @@ fn a_user_restores_for_itself_alone() {
     assert!(problems(&request(), &facts)[0].contains("alice cannot restore on behalf of postgres"));
     facts.owner = Ok(Owner { name: "root".to_owned(), uid: 0, gid: 0, home: "/".into() });
     assert!(problems(&request(), &facts)[0].contains("does not run as root"));
+}
+
+#[test]
+fn a_place_to_hand_over_to_is_judged_with_everything_else() {
+    let mut facts = facts();
+    let (asked, mut occupied) = found("/etc/mine");
+    occupied.what = What::Occupied("notes.txt".to_owned());
+    facts.handover.configuration = Some((asked, occupied));
+    facts.handover.unit =
+        Some(super::super::survey::UnitFacts { path: "/srv/new/pg.target".into(), exists: true, writable: Ok(()) });
+    facts.handover.no_check = Some("pg_amcheck is missing".to_owned());
+    let all = Request { check: Some(super::super::check::Thoroughness::Full), no_start: true, ..request() };
+    let told = problems(&all, &facts).join("\n");
+    for part in [
+        "/etc/mine is not empty",
+        "pg.target cannot be a unit",
+        "pg.target is there already",
+        "lies in a directory that the restore fills",
+        "--no-start starts none",
+        "pg_amcheck is missing",
+    ] {
+        assert!(told.contains(part), "{part} in\n{told}");
+    }
+    let (asked, within) = found("/srv/new/etc");
+    facts.handover = super::super::survey::HandoverFacts {
+        configuration: Some((asked, within)),
+        ..super::super::survey::HandoverFacts::default()
+    };
+    assert!(problems(&request(), &facts).join("\n").contains("lie within each other"));
 }
