@@ -24,6 +24,7 @@
 //! (`postgres -C`), which knows about included files, defaults and quoting.
 
 use std::collections::BTreeMap;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Component, Path, PathBuf};
 
@@ -346,10 +347,11 @@ impl<'a> Configuration<'a> {
     /// See [`Configuration::socket_directory`].
     pub(crate) fn socket_directory_of(plan: &Plan, id: &SessionId) -> PathBuf {
         let directory = plan.session_directory();
-        if directory.as_os_str().len() <= SOCKET_DIRECTORY_BYTES_MAX {
+        let listed = directory.as_os_str().as_bytes();
+        if listed.len() <= SOCKET_DIRECTORY_BYTES_MAX && !listed.contains(&b',') {
             return directory;
         }
-        // Too long for a socket's path. The name alone does not keep others out: `begin` makes it ours alone.
+        // Too long for a socket's path, or two of PostgreSQL's list. The name alone does not keep others out: `begin` makes it ours alone.
         PathBuf::from(format!("/tmp/.pghydrant-{}-{id}", plan.owner.uid))
     }
 

@@ -1,6 +1,7 @@
 //! The rules on the directories: empty or absent, within reach, each with a role of its own, and with room.
 
 use std::collections::BTreeMap;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use super::super::staging;
@@ -40,7 +41,25 @@ impl Judge<'_> {
                 What::Unknown(reason) => self.refuse(format!("{role}: {reason}"), cure),
             }
         }
+        self.names();
         self.overlaps();
+    }
+
+    /// `pg_ctl` puts the data directory's name into double quotes for a shell, which then looks into it.
+    fn names(&mut self) {
+        let Some((_, found)) = self.facts.places.first() else { return };
+        let path = found.path.as_os_str().as_bytes();
+        let meant_otherwise = |byte: &&u8| b"$`\"\\".contains(byte) || byte.is_ascii_control();
+        if let Some(byte) = path.iter().find(meant_otherwise) {
+            let shown = char::from(*byte).escape_default();
+            self.refuse(
+                format!(
+                    "data directory {}: PostgreSQL's pg_ctl cannot have '{shown}' in its name",
+                    found.path.display()
+                ),
+                "name another with --to",
+            );
+        }
     }
 
     pub(super) fn access(&mut self, role: &str, found: &Found) {

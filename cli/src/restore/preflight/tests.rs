@@ -128,6 +128,17 @@ fn a_directory_of_a_session_names_it() {
 }
 
 #[test]
+fn a_name_that_a_shell_would_look_into_is_refused() {
+    let mut facts = facts();
+    for name in ["/srv/pg$new", "/srv/`id`", "/srv/a\"b", "/srv/a\\b", "/srv/a\nb"] {
+        facts.places[0] = found(name);
+        assert!(problems(&request(), &facts)[0].contains("pg_ctl cannot have"), "{name}");
+    }
+    facts.places[0] = found("/srv/it's 100% a,b");
+    assert_eq!(problems(&request(), &facts), [""; 0]);
+}
+
+#[test]
 fn a_running_server_is_named_by_its_process() {
     let mut facts = facts();
     facts.places[0].1.what = What::Cluster(Some(4711));
