@@ -29,5 +29,6 @@ mod retarget;
 mod standby;
 mod tablespaces;
 mod targets;
+mod tarstream;
 mod timelines;
 mod versions;

@@ -11,6 +11,7 @@ use std::process::Stdio;
 
 use anyhow::{Context as _, Result};
 use engine::format::backup::{Snapshot, WalRange};
+use engine::units::Lsn;
 use engine::wal::name::{SegmentName, WalFile};
 use engine::wal::{Fetched, WalArchive};
 
@@ -35,14 +36,14 @@ pub(super) struct End {
 /// Refuses a base backup of which WAL is missing in both places, before anything is written.
 pub(super) fn refuse_gap(
     archive: Option<&WalArchive>,
-    data: &Path,
+    pg_wal: &Path,
     range: &WalRange,
     segment_bytes: u64,
 ) -> Result<()> {
     for segment in needed(range, segment_bytes) {
         let name = segment.file_name(segment_bytes);
         let archived = archive.map_or(Ok(false), |archive| archive.contains(&name))?;
-        if !archived && !data.join("pg_wal").join(&name).is_file() {
+        if !archived && !pg_wal.join(&name).is_file() {
             let message =
                 format!("WAL segment {name}, which the base backup needs, is neither in the archive nor in its pg_wal");
             return Err(Failure::new(Exit::Refused, message)
@@ -57,14 +58,16 @@ pub(super) fn refuse_gap(
 pub(super) struct Supply<'a> {
     archive: WalArchive,
     server: &'a Server,
+    /// Where the base backup's own segments lie.
+    pg_wal: &'a Path,
     pg_waldump: Option<PathBuf>,
 }
 
 impl<'a> Supply<'a> {
-    pub(super) fn new(archive: WalArchive, server: &'a Server, chosen: Option<&Path>) -> Self {
+    pub(super) fn new(archive: WalArchive, server: &'a Server, pg_wal: &'a Path, chosen: Option<&Path>) -> Self {
         let binaries = Binaries::find(chosen, Some(server.version().major())).ok();
         let pg_waldump = binaries.and_then(|binaries| binaries.require("pg_waldump").ok());
-        Self { archive, server, pg_waldump }
+        Self { archive, server, pg_wal, pg_waldump }
     }
 
     /// Brings every segment of `range` into the archive, and the history of its timeline.
@@ -88,7 +91,7 @@ impl<'a> Supply<'a> {
     }
 
     fn push(&self, name: &str) -> Result<()> {
-        let path = self.server.data.join("pg_wal").join(name);
+        let path = self.pg_wal.join(name);
         self.archive.push(&path).with_context(|| format!("cannot bring {name} into the archive"))?;
         Ok(())
     }
@@ -98,7 +101,7 @@ impl<'a> Supply<'a> {
         if range.timeline.0 <= 1 || self.archive.contains(&name)? {
             return Ok(());
         }
-        if self.server.data.join("pg_wal").join(&name).is_file() {
+        if self.pg_wal.join(&name).is_file() {
             return self.push(&name);
         }
         output.warning(&format!(
@@ -108,13 +111,14 @@ impl<'a> Supply<'a> {
     }
 
     fn refuse_unfinished(&self, last: SegmentName, range: &WalRange) -> Result<()> {
-        let name = last.file_name(self.server.info.wal_segment_bytes);
+        let segment_bytes = self.server.info.wal_segment_bytes;
+        let name = last.file_name(segment_bytes);
         let why = match &self.pg_waldump {
-            Some(program) if switches(program, &self.server.data.join("pg_wal"), range)? => return Ok(()),
+            Some(program) if switches(program, self.pg_wal, range, last.end(segment_bytes))? => return Ok(()),
             Some(_) => "ends before the server had finished it".to_owned(),
             None => "cannot be proven whole without pg_waldump".to_owned(),
         };
-        let message = format!("WAL segment {name} in {}/pg_wal {why}", self.server.data.display());
+        let message = format!("WAL segment {name} in the pg_wal of {} {why}", self.server.data.display());
         Err(Failure::new(Exit::Refused, message)
             .hint("bring it from the server: `pghydrant wal push`; then adopt the base backup again")
             .into())
@@ -169,19 +173,22 @@ fn near(next: u64, xid: u32) -> u64 {
     next.saturating_add_signed(i64::from(distance))
 }
 
-fn needed(range: &WalRange, segment_bytes: u64) -> impl Iterator<Item = SegmentName> {
+/// The segments of `range`.
+pub(super) fn needed(range: &WalRange, segment_bytes: u64) -> impl Iterator<Item = SegmentName> {
     let first = SegmentName::holding(range.timeline, range.start, segment_bytes);
     let last = SegmentName::ending_at(range.timeline, range.stop, segment_bytes);
     std::iter::successors(Some(first), |segment| Some(segment.next())).take_while(move |segment| *segment <= last)
 }
 
-/// Whether the WAL from the backup's end on comes to the record that ends a segment early.
-fn switches(pg_waldump: &Path, directory: &Path, range: &WalRange) -> Result<bool> {
+/// Whether the WAL from the backup's end on comes to the record that ends a segment early, before `end`. Without that the
+/// program would wait five seconds for the next segment.
+fn switches(pg_waldump: &Path, directory: &Path, range: &WalRange, end: Lsn) -> Result<bool> {
     let dump = std::process::Command::new(pg_waldump)
         .env("LC_ALL", "C")
         .arg("--path")
         .arg(directory)
         .args(["--rmgr", "XLOG", "--timeline", &range.timeline.0.to_string(), "--start", &range.stop.to_string()])
+        .args(["--end", &end.to_string()])
         .stdin(Stdio::null())
         .output()
         .with_context(|| format!("cannot run {}", pg_waldump.display()))?;
