@@ -10,6 +10,7 @@ use rustix::process::Signal;
 
 use crate::support::compare::{same_trees, tree};
 use crate::support::process::wait_until;
+use crate::support::repository::flip_bit;
 use crate::support::tools::postgres_program;
 use crate::support::*;
 
@@ -356,5 +357,27 @@ fn a_backup_of_a_stream_that_was_interrupted_or_killed_counts_for_nothing() -> R
     ensure!(packs <= 64 && adopted["label"].is_string(), "{packs} packs");
     let marks = repository.files()?.into_iter().filter(|path| path.to_string_lossy().ends_with(".unfinished")).count();
     assert_eq!(marks, 0);
+    Ok(())
+}
+
+#[test]
+fn pages_that_were_damaged_at_the_source_are_named_and_those_without_checksums_are_not() -> Result<()> {
+    requires!(Postgres);
+    let world = World::new(0)?;
+    world.cluster.sql("CREATE TABLE damaged AS SELECT n, repeat('x', 100) FROM generate_series(1, 1000) AS n")?;
+    let path = world.cluster.sql("SELECT pg_relation_filepath('damaged')")?;
+    world.cluster.stop("fast")?;
+    flip_bit(&world.cluster.data.join(&path), 3 * 8192 + 5000)?;
+    world.cluster.start()?;
+    let pipe = |arguments: &str| -> Result<Finished> {
+        let stream = stream(&world, "--wal-method=fetch --no-verify-checksums")?;
+        shell(&world, &format!("{stream} | {}", adopting(&world, &world.repository, "-", arguments))).finish()
+    };
+    pipe("--full")?.expect_code(7)?.expect_stderr(&[&format!("{path} page 3 (stored ")])?;
+    world.cluster.stop("fast")?;
+    let checksums = Run::new(postgres_program("pg_checksums")?).user(OsUser::server()).args(["--disable", "--no-sync"]);
+    checksums.arg(&world.cluster.data).succeed()?;
+    world.cluster.start()?;
+    pipe("")?.expect_code(0)?;
     Ok(())
 }

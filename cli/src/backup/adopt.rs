@@ -154,8 +154,9 @@ fn adopt_directory(
     step.done(&format!("{}, all as in backup_manifest", copy_result.text()));
 
     let step = output.step("WAL");
-    let chosen = context.settings.get("pg_bin", None).map(|(path, _)| PathBuf::from(path));
-    let supply = adopt_wal::Supply::new(cluster.wal(), server, &pg_wal, chosen.as_deref());
+    let pg_waldump = adopt_wal::pg_waldump(server, context);
+    adopt_wal::refuse_unfinished(Some(&cluster.wal()), server, &pg_wal, &base.range, pg_waldump.as_deref())?;
+    let supply = adopt_wal::Supply::new(cluster.wal(), server, &pg_wal, pg_waldump);
     let wal_origin = supply.bring(&base.range, output)?;
     let end = supply.end_of(&base.range, || base.newest_time(&files, &copied))?;
     step.done(&format!("{} to {}", base.range.start, base.range.stop));

@@ -59,15 +59,17 @@ pub(super) struct InOrder {
 pub(super) fn gather(input: &Input, spool: &Spool, stop: &dyn Fn() -> bool, feed: &mut Feed<'_>) -> Result<Gathered> {
     let mut gathered = Gathered::default();
     let base = input.base()?;
-    each(&base, stop, |member, content| gathered.take(&base, member, content, spool, feed))?;
+    each(&base, stop, |member, content| {
+        let is_map = member.path == "tablespace_map";
+        gathered.take(&base, member, content, spool, feed)?;
+        // It comes early: what is missing is told before terabytes were read.
+        let tablespaces = if is_map { gathered.mapped(&base)? } else { Vec::new() };
+        tablespaces.iter().try_for_each(|(oid, _)| tar_of(*oid, input).map(drop))
+    })?;
     gathered.link_tablespaces(&base)?;
     let linked: Vec<u32> = gathered.tablespaces.keys().copied().collect();
     for oid in linked {
-        let Some(tar) = input.beside(&oid.to_string())? else {
-            return Err(no(format!("{} has a tablespace {oid}, and there is no {oid}.tar beside it", input.shown))
-                .hint("with tablespaces pg_basebackup makes a directory: -D DIR -Ft, and backup --from DIR")
-                .into());
-        };
+        let tar = tar_of(oid, input)?;
         each(&tar, stop, |member, content| {
             let path = format!("pg_tblspc/{oid}/{}", member.path);
             manifest_path::check(&path).map_err(|detail| strange(&tar, &detail))?;
@@ -75,6 +77,14 @@ pub(super) fn gather(input: &Input, spool: &Spool, stop: &dyn Fn() -> bool, feed
         })?;
     }
     Ok(gathered)
+}
+
+fn tar_of(oid: u32, input: &Input) -> Result<OpenTar> {
+    let missing = || {
+        no(format!("{} has a tablespace {oid}, and there is no {oid}.tar beside it", input.shown))
+            .hint("with tablespaces pg_basebackup makes a directory: -D DIR -Ft, and backup --from DIR")
+    };
+    Ok(input.beside(&oid.to_string())?.ok_or_else(missing)?)
 }
 
 impl Gathered {
@@ -134,14 +144,19 @@ impl Gathered {
         }
     }
 
-    /// `tablespace_map` takes the place of the links in a tar. A tablespace inside the data directory is no link.
+    /// What `tablespace_map` says, which takes the place of the links in a tar.
+    fn mapped(&self, tar: &OpenTar) -> Result<Vec<(u32, String)>> {
+        let Some(map) = self.texts.get("tablespace_map") else { return Ok(Vec::new()) };
+        parse_map(map).map_err(|detail| strange(tar, &format!("tablespace_map {detail}")))
+    }
+
+    /// Makes the links that the server left to the map.
     fn link_tablespaces(&mut self, tar: &OpenTar) -> Result<()> {
-        let Some(map) = self.texts.get("tablespace_map") else { return Ok(()) };
-        let map = parse_map(map).map_err(|detail| strange(tar, &format!("tablespace_map {detail}")))?;
+        let map = self.mapped(tar)?;
         let like = self.directory("pg_tblspc").cloned();
         for (oid, location) in map {
             let path = format!("pg_tblspc/{oid}");
-            if self.tablespaces.contains_key(&oid) || self.directory(&path).is_some() {
+            if self.tablespaces.contains_key(&oid) {
                 continue;
             }
             let Some(like) = &like else { return Err(strange(tar, "it has tablespaces and no pg_tblspc")) };

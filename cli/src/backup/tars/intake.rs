@@ -31,10 +31,8 @@ use super::records::Records;
 const BATCH_BYTES: usize = 4 << 20;
 /// Pieces of a batch: what is kept of them stays below what they hold.
 const BATCH_PIECES_MAX: usize = 4096;
-/// Batches for each worker: the one that it has, and the next.
-const BATCHES_PER_WORKER: usize = 2;
-/// And those that the reader fills meanwhile.
-const BATCHES_READ: usize = 2;
+/// Batches beside the one that each worker has: the one that is read, and two that wait.
+const BATCHES_AHEAD: usize = 3;
 
 const _: () = assert!(BATCH_BYTES.is_multiple_of(BlockSize::MAX.bytes()));
 
@@ -128,7 +126,7 @@ impl<'a> Intake<'a> {
 
     /// Runs `workers` threads on what `read` feeds them with, to the end of it.
     pub(super) fn run<T>(self, workers: usize, read: impl FnOnce(&mut Feed<'_>) -> Result<T>) -> Result<(T, Found)> {
-        let batches = workers * BATCHES_PER_WORKER + BATCHES_READ;
+        let batches = workers + BATCHES_AHEAD;
         let fed = std::thread::scope(|scope| {
             let intake = &self;
             let (full, to_do) = bounded(batches);

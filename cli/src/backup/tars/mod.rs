@@ -110,9 +110,11 @@ pub(super) fn adopt(
     let segment_bytes = base.server.info.wal_segment_bytes;
     take_wal(input, &spool, &base, &stop)?;
     adopt_wal::refuse_gap(archive.as_ref(), spool.path(), &base.range, segment_bytes)?;
+    let pg_waldump = adopt_wal::pg_waldump(&base.server, context);
+    let program = pg_waldump.as_deref();
+    adopt_wal::refuse_unfinished(archive.as_ref(), &base.server, spool.path(), &base.range, program)?;
     let cluster = cluster_of(repository, name, &base.server)?;
-    let chosen = context.settings.get("pg_bin", None).map(|(path, _)| PathBuf::from(path));
-    let supply = adopt_wal::Supply::new(cluster.wal(), &base.server, spool.path(), chosen.as_deref());
+    let supply = adopt_wal::Supply::new(cluster.wal(), &base.server, spool.path(), pg_waldump);
     let wal_origin = supply.bring(&base.range, output)?;
     let end = supply.end_of(&base.range, || Ok(newest.saturating_add(1).saturating_mul(1_000_000)))?;
     step.done(&format!("{} to {}", base.range.start, base.range.stop));
