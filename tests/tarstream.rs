@@ -331,12 +331,14 @@ fn a_backup_of_a_stream_that_was_interrupted_or_killed_counts_for_nothing() -> R
     let world = World::new(0)?;
     let whole = save(&world, "whole.tar", "--wal-method=fetch")?;
     let bytes = fs::read(&whole)?;
-    let repository = another_repository(&world, "empty")?;
+    let scratch = world.scratch.directory("tmp")?;
+    let pghydrant = world.pghydrant.env("TMPDIR", scratch.display().to_string());
+    let repository = another_repository(&world, "empty")?.with(&pghydrant);
     let fifo = world.scratch.join("fifo");
     Run::new("mkfifo").user(OsUser::server()).arg(&fifo).succeed()?;
     fs::set_permissions(&fifo, fs::Permissions::from_mode(0o666))?;
     for signal in [Signal::INT, Signal::KILL] {
-        let mut running = world.pghydrant.command(adopt(&repository, &fifo)).start()?;
+        let mut running = pghydrant.command(adopt(&repository, &fifo)).start()?;
         // Half of the stream, and then it stays open without a word.
         let mut pipe = fs::OpenOptions::new().write(true).open(&fifo)?;
         pipe.write_all(&bytes[..bytes.len() / 2])?;
@@ -357,6 +359,7 @@ fn a_backup_of_a_stream_that_was_interrupted_or_killed_counts_for_nothing() -> R
     ensure!(packs <= 64 && adopted["label"].is_string(), "{packs} packs");
     let marks = repository.files()?.into_iter().filter(|path| path.to_string_lossy().ends_with(".unfinished")).count();
     assert_eq!(marks, 0);
+    assert_eq!(fs::read_dir(&scratch)?.count(), 0);
     Ok(())
 }
 

@@ -2,17 +2,21 @@
 //!
 //! `pg_basebackup -X fetch` puts the segments into the base's tar behind everything else, `-X stream` into `pg_wal.tar`.
 //! Neither is on the list of files, so nothing of them is believed before the range is: the archive proves each.
+//!
+//! The directory is locked for as long as somebody works in it. One that is not was left by a run that was killed, and the
+//! next run removes it.
 
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{Read, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use engine::Error;
 use engine::format::repository::{WAL_SEGMENT_BYTES_MAX, WAL_SEGMENT_BYTES_MIN};
 use engine::wal::WalArchive;
 use engine::wal::name::WalFile;
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 
 use super::input::OpenTar;
 use super::members::{Kind, Member, each};
@@ -20,9 +24,15 @@ use super::records::scratch_directory;
 
 const PIECE_BYTES: usize = 1 << 20;
 
+const PREFIX: &str = "pghydrant-wal-";
+/// In the directory, made once that is locked.
+const SEGMENTS: &str = "pg_wal";
+
 /// A directory of segments, gone when dropped.
 pub(super) struct Spool {
-    directory: tempfile::TempDir,
+    _directory: tempfile::TempDir,
+    segments: PathBuf,
+    _lock: File,
     archive: Option<WalArchive>,
 }
 
@@ -30,13 +40,19 @@ impl Spool {
     /// `archive` is the cluster's, if the repository has it already.
     pub(super) fn create(archive: Option<WalArchive>) -> Result<Self> {
         let place = scratch_directory();
-        let directory = tempfile::Builder::new().prefix("pghydrant-wal-").tempdir_in(&place);
+        sweep(&place);
+        let directory = tempfile::Builder::new().prefix(PREFIX).tempdir_in(&place);
         let directory = directory.map_err(|cause| Error::io("make a directory in", &place, cause))?;
-        Ok(Self { directory, archive })
+        let lock = File::open(directory.path()).map_err(|cause| Error::io("open", directory.path(), cause))?;
+        // Where directories cannot be locked nobody else's sweep can lock it either.
+        let _ = flock(&lock, FlockOperation::NonBlockingLockExclusive);
+        let segments = directory.path().join(SEGMENTS);
+        std::fs::create_dir(&segments).map_err(|cause| Error::io("make", &segments, cause))?;
+        Ok(Self { _directory: directory, segments, _lock: lock, archive })
     }
 
     pub(super) fn path(&self) -> &Path {
-        self.directory.path()
+        &self.segments
     }
 
     /// Keeps a member of `pg_wal` that is called `name`, if it is WAL and needed.
@@ -82,5 +98,23 @@ impl Spool {
         each(tar, stop, |member, content| {
             if names.contains(&member.path) { self.take(&member.path.clone(), &member, content) } else { Ok(()) }
         })
+    }
+}
+
+/// Removes our own directories in `place` that nobody has locked. One that cannot be removed is no reason to stop.
+fn sweep(place: &Path) {
+    let Ok(entries) = std::fs::read_dir(place) else { return };
+    for path in entries.filter_map(Result::ok).map(|entry| entry.path()) {
+        let is_named = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(PREFIX.as_bytes()));
+        if !is_named || !path.join(SEGMENTS).is_dir() {
+            continue;
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let Ok(directory) = rustix::fs::open(&path, flags, Mode::empty()) else { continue };
+        let owner = rustix::fs::fstat(&directory).map(|stat| stat.st_uid);
+        let ours = owner.is_ok_and(|uid| uid == rustix::process::geteuid().as_raw());
+        if ours && flock(&directory, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            let _ = std::fs::remove_dir_all(&path);
+        }
     }
 }
