@@ -172,11 +172,11 @@ fn what_pg_basebackup_did_not_leave_like_that_is_refused_by_name() -> Result<()>
     )?;
     // A segment whose rest was never received would end every recovery there.
     let cut = copy("cut")?;
-    let segment = fs::read_dir(cut.join("pg_wal"))?.filter_map(Result::ok).map(|entry| entry.path());
-    let segment = segment.filter(|path| path.is_file()).max().context("no segment")?;
     let list: serde_json::Value = serde_json::from_str(&fs::read_to_string(cut.join("backup_manifest"))?)?;
     let stop = list["WAL-Ranges"][0]["End-LSN"].as_str().and_then(|lsn| lsn.split_once('/')).context("no end")?;
-    let stop = usize::from_str_radix(stop.1, 16)? % (16 << 20);
+    let (high, low) = (u32::from_str_radix(stop.0, 16)?, usize::from_str_radix(stop.1, 16)?);
+    let segment = cut.join("pg_wal").join(format!("00000001{high:08X}{:08X}", low >> 24));
+    let stop = low % (16 << 20);
     let mut bytes = fs::read(&segment)?;
     bytes[stop..].fill(0);
     fs::write(&segment, bytes)?;

@@ -23,6 +23,7 @@ fn a_second_backup_stores_only_what_changed() -> Result<()> {
     let full = world.pghydrant.succeed(world.repository.arguments(&["backup"], &full))?.json()?;
     let full = find_number(&full, "added_pack_bytes").context("no added_pack_bytes")?;
     assert!(full * 10 > first * 9, "{first} bytes, and in full {full}");
+    world.cluster.archive_wal()?;
     world.pghydrant.succeed(["verify", "--repo", &world.repository.shown()])?;
     let list = world.pghydrant.succeed(world.repository.arguments(&["list"], &[]))?;
     assert_eq!(list.stdout.lines().filter(|line| line.contains("Z-")).count(), 3, "{list}");
@@ -104,6 +105,8 @@ fn two_backups_of_one_cluster_at_once_are_refused_and_the_first_completes() -> R
     if finished[1].code != Some(0) {
         ensure!(format!("{}", finished[1]).contains("lock"), "{}", finished[1]);
     }
+    // The archiver may be behind, and what it has not brought yet is a gap.
+    world.cluster.archive_wal()?;
     world.pghydrant.succeed(["verify", "--repo", &world.repository.shown()])?;
     Ok(())
 }
@@ -127,6 +130,7 @@ fn a_killed_backup_leaves_nothing_that_counts() -> Result<()> {
             world.pghydrant.start(world.repository.arguments(&["backup"], &["--full", "--dbname", &connection]))?;
         std::thread::sleep(Duration::from_millis(milliseconds));
         running.kill()?;
+        world.cluster.archive_wal()?;
         world.pghydrant.succeed(["verify", "--repo", &world.repository.shown()])?;
         // It counts when it was killed behind its last step, and is then whole.
         let after = finished(&list()?);
@@ -140,23 +144,74 @@ fn a_killed_backup_leaves_nothing_that_counts() -> Result<()> {
         }
     }
     // One that has begun to write for certain.
-    let marks = || -> Result<Vec<_>> {
-        let files = world.repository.files()?.into_iter();
-        Ok(files.filter(|file| file.extension().is_some_and(|extension| extension == "unfinished")).collect())
-    };
-    let older = marks()?;
-    let running =
+    let mut running =
         world.pghydrant.start(world.repository.arguments(&["backup"], &["--full", "--dbname", &connection]))?;
-    process::wait_until("the mark of a new backup", Duration::from_secs(30), || {
-        Ok(marks()?.iter().any(|mark| !older.contains(mark)))
-    })?;
+    running.wait_for_output("the scan", |seen| seen.contains("  scan "))?;
     running.kill()?;
+    world.cluster.archive_wal()?;
     let verified = world.pghydrant.succeed(["verify", "--repo", &world.repository.shown()])?;
     assert!(list()?.contains("unfinished") && verified.stdout.contains("unfinished"), "{verified}");
     // The server has left backup mode with the connection, and the next one works.
     world.backup()?;
     assert!(!list()?.contains("unfinished"), "the mark of a swept backup stays");
+    world.cluster.archive_wal()?;
     world.pghydrant.succeed(["verify", "--repo", &world.repository.shown()])?;
+    Ok(())
+}
+
+/// A virtual machine set back to a snapshot writes other WAL under the names that the archive has.
+#[test]
+fn a_backup_is_never_committed_with_the_wal_of_another_history() -> Result<()> {
+    requires!(Postgres);
+    let world = World::new(0)?;
+    let (data, snapshot) = (&world.cluster.data, world.scratch.join("snapshot"));
+    world.cluster.stop("fast")?;
+    Run::new("cp").arg("-a").arg(data).arg(&snapshot).succeed()?;
+    world.cluster.start()?;
+    world.mark("first")?;
+    let first = find_text(&world.backup()?, "label").context("no label")?;
+    world.mark("more")?;
+    for _ in 0..3 {
+        world.cluster.archive_wal()?;
+    }
+    world.cluster.stop("fast")?;
+    fs::remove_dir_all(data)?;
+    fs::rename(&snapshot, data)?;
+    world.cluster.start()?;
+    world.mark("other")?;
+    let connection = world.cluster.connection_string();
+    let arguments = world.repository.arguments(&["backup"], &["--dbname", &connection]);
+    world.pghydrant.fail(arguments, 3, &["is there already and differs", "another history", "--cluster"])?;
+    let list = world.pghydrant.succeed(world.repository.arguments(&["list"], &["--json"]))?.stdout;
+    ensure!(list.matches("\"event\":\"backup\"").count() == 1 && list.contains(&first), "{list}");
+    world.cluster.stop("immediate")?;
+    let restored = world.restore(&["--source", "blocks"])?;
+    assert_eq!(restored.sql("SELECT string_agg(name, ',' ORDER BY name) FROM marks")?, "first,more");
+    Ok(())
+}
+
+/// The archiver is behind, and the backup's own WAL has overtaken it: no recovery comes along there.
+#[test]
+fn a_gap_before_the_first_backup_is_no_finding() -> Result<()> {
+    requires!(Postgres);
+    let world = World::new(0)?;
+    world.cluster.archive_wal()?;
+    world.cluster.archive_wal()?;
+    let backup = world.backup()?;
+    let start = find_text(&backup, "start").context("no start")?;
+    let last = format!("SELECT pg_walfile_name('{start}'::pg_lsn - 16777216)");
+    let last = world.cluster.sql(&last)?;
+    world.cluster.archive_wal()?;
+    world.cluster.archive_wal()?;
+    let wal = world.repository.path().join("clusters/main/wal/00000001");
+    fs::remove_file(wal.join(&last))?;
+    let verify = || world.pghydrant.run(["verify", "--repo", &world.repository.shown()]);
+    let verified = verify()?.expect_code(0)?;
+    ensure!(verified.stdout.contains("each backup has its own WAL") && verified.stdout.contains(&last), "{verified}");
+    let behind = world.cluster.sql(&format!("SELECT pg_walfile_name('{start}'::pg_lsn + 16777216)"))?;
+    fs::remove_file(wal.join(&behind))?;
+    let found = verify()?.expect_code(4)?;
+    ensure!(format!("{found}").contains(&behind), "{found}");
     Ok(())
 }
 

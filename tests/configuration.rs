@@ -240,7 +240,7 @@ fn what_a_first_start_leaves_behind_is_taken_out_by_the_lines_that_the_restore_p
         Instance { data: target.clone(), port: cluster::free_port()?, sockets: world.cluster.sockets.clone() };
     restored.configure(&format!("port = {}", restored.port))?;
     restored.start()?;
-    process::wait_until("the promotion", std::time::Duration::from_secs(60), || {
+    process::wait_until("the promotion", std::time::Duration::from_secs(180), || {
         Ok(restored.sql("SELECT pg_is_in_recovery()").is_ok_and(|answer| answer == "f"))
     })?;
     for line in lines {

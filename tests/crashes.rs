@@ -106,7 +106,7 @@ fn what_a_crash_left_of_a_file_that_was_being_written_goes() -> Result<()> {
     let to = target.display().to_string();
     let arguments = world.repository.arguments(&["restore"], &["--to", &to, "--no-start"]);
     let running = world.pghydrant.start(arguments)?;
-    process::wait_until("the outline", Duration::from_secs(30), || Ok(target.join("pg_wal").exists()))?;
+    process::wait_until("the outline", Duration::from_secs(120), || Ok(target.join("pg_wal").exists()))?;
     let killed = running.kill()?;
     ensure!(!target.join("global/pg_control").exists(), "the kill came too late\n{killed}");
     let left = [".postgresql.conf.4711.3.part", ".recovery.signal.4711.4.part", "pg_wal/.pghydrant.copy.4711.5.part"];
@@ -147,7 +147,8 @@ fn restores_killed_at_random_moments_end_with_the_right_rows_and_the_right_confi
         let killed = running.kill()?;
         let what = format!("round {round}, killed after {moment:?} of {whole:?}");
         match open_sessions(&world.pghydrant)?.as_slice() {
-            [] if killed.code == Some(0) => {}
+            // Without a session a server in the target is one that was finished, if only just before the kill.
+            [] if killed.code == Some(0) || target.join("postmaster.pid").exists() => {}
             [] => {
                 let again = world.pghydrant.run(world.repository.arguments(&["restore"], &arguments))?;
                 again.expect_code(0).with_context(|| what.clone())?;
@@ -189,15 +190,19 @@ fn a_cancelled_restore_leaves_no_trace() -> Result<()> {
     let target = world.target();
     let to = target.display().to_string();
     let mut cancelled = 0;
-    for milliseconds in [100, 250, 400, 700] {
+    for moment in [None, Some(100), Some(250), Some(400), Some(700)] {
         let arguments = world.repository.arguments(&["restore"], &["--to", &to, "--no-start"]);
         let running = world.pghydrant.start(arguments)?;
-        std::thread::sleep(Duration::from_millis(milliseconds));
+        if let Some(milliseconds) = moment {
+            std::thread::sleep(Duration::from_millis(milliseconds));
+        } else {
+            process::wait_until("the outline", Duration::from_secs(120), || Ok(target.join("pg_wal").exists()))?;
+        }
         running.kill()?;
         for id in open_sessions(&world.pghydrant)? {
             world.pghydrant.run(["cancel", &id])?.expect_code(0)?;
             cancelled += 1;
-            ensure!(!target.exists(), "{} is left after {milliseconds} ms", target.display());
+            ensure!(!target.exists(), "{} is left after {moment:?} ms", target.display());
         }
         ensure!(open_sessions(&world.pghydrant)?.is_empty(), "a session is left");
         ensure!(fuse_mounts_below(world.scratch.path()).is_empty(), "a mount is left");
@@ -218,7 +223,7 @@ fn an_interrupted_restore_ends_with_130_and_can_be_retried() -> Result<()> {
     let to = target.display().to_string();
     let arguments = world.repository.arguments(&["restore"], &["--to", &to, "--no-start"]);
     let running = world.pghydrant.start(arguments)?;
-    process::wait_until("the copy", Duration::from_secs(30), || Ok(target.join("base").exists()))?;
+    process::wait_until("the copy", Duration::from_secs(120), || Ok(target.join("base").exists()))?;
     running.signal(rustix::process::Signal::INT)?;
     let finished = running.wait()?;
     // It may have been faster than the signal.

@@ -195,6 +195,7 @@ fn a_backup_without_its_description_does_not_vanish() -> Result<()> {
     let after = files_of_backups(&world)?;
     ensure!(before.iter().all(|file| after.contains(file)), "swept: {before:?}\n{after:?}");
     drop(mend);
+    world.cluster.archive_wal()?;
     world.pghydrant.succeed(["verify", "--repo", &world.repository.shown()])?;
     world.restore_to(&world.target(), &["--no-start", "--source", "blocks", "--backup", &newest])?.expect_code(0)?;
     Ok(())

@@ -37,10 +37,12 @@ fn a_disk_that_fills_during_the_copy_stops_it_and_a_retry_goes_on() -> Result<()
         let arguments = world.repository.arguments(&["restore"], &["--to", &to, "--no-start"]);
         let running = world.pghydrant.start(arguments)?;
         // Preflight has seen the room by the time the target appears; then it goes.
-        wait_until("the target", Duration::from_secs(30), || Ok(target.exists()))?;
+        wait_until("the target", Duration::from_secs(120), || Ok(target.exists()))?;
         std::thread::sleep(Duration::from_millis(milliseconds));
         let ballast = disk.path().join("ballast");
-        let eat = Run::new("sh").args(["-c", "cat /dev/zero >\"$0\" 2>/dev/null || true"]).arg(&ballast).succeed();
+        // All at once, then the crumbs.
+        let eat = "fallocate --length 1GiB \"$0\" 2>/dev/null; cat /dev/zero >>\"$0\" 2>/dev/null || true";
+        let eat = Run::new("sh").args(["-c", eat]).arg(&ballast).succeed();
         let finished = running.wait()?;
         eat?;
         ensure!(!finished.stderr.contains("panicked"), "a panic\n{finished}");

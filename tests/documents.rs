@@ -117,7 +117,8 @@ fn an_interrupted_demo_cleans_up_too() -> Result<()> {
     let pghydrant = Pghydrant::new(&scratch)?;
     let kept = scratch.join("demo");
     for milliseconds in [500, 4000, 9000] {
-        let running = pghydrant.start(["demo", "--scale", "2", "--keep", &kept.display().to_string()])?;
+        let mut running = pghydrant.start(["demo", "--scale", "2", "--keep", &kept.display().to_string()])?;
+        running.wait_for_output("its first words", |seen| !seen.is_empty())?;
         std::thread::sleep(Duration::from_millis(milliseconds));
         running.signal(rustix::process::Signal::INT)?;
         let finished = running.wait()?;

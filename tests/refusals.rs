@@ -217,7 +217,7 @@ fn a_second_restore_into_the_same_directory_is_refused_while_the_first_runs() ->
     let to = target.display().to_string();
     let arguments = world.repository.arguments(&["restore"], &["--to", &to, "--no-start"]);
     let first = world.pghydrant.start(&arguments)?;
-    process::wait_until("the copy", std::time::Duration::from_secs(30), || Ok(target.join("base").exists()))?;
+    process::wait_until("the copy", std::time::Duration::from_secs(120), || Ok(target.join("base").exists()))?;
     let second = world.pghydrant.run(&arguments)?;
     let first = first.wait()?.expect_code(0)?;
     refused(second, 3, &[&to]).with_context(|| format!("{first}"))?;
@@ -296,7 +296,7 @@ fn a_repository_that_goes_away_in_the_middle_is_not_called_corrupt() -> Result<(
     for (source, milliseconds) in [("mount", 0), ("mount", 40), ("blocks", 0), ("blocks", 40), ("blocks", 100)] {
         let arguments = ["--to", &to, "--no-start", "--source", source];
         let running = world.pghydrant.start(world.repository.arguments(&["restore"], &arguments))?;
-        process::wait_until("the target", std::time::Duration::from_secs(30), || Ok(target.exists()))?;
+        process::wait_until("the target", std::time::Duration::from_secs(120), || Ok(target.exists()))?;
         std::thread::sleep(std::time::Duration::from_millis(milliseconds));
         // As a disk that is unmounted: what is open goes on being readable, nothing else is there.
         fs::rename(world.repository.path(), &away)?;

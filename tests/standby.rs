@@ -18,7 +18,7 @@ fn standby_of(world: &World) -> Result<Instance> {
 
 fn caught_up(world: &World, standby: &Instance) -> Result<()> {
     let position = world.cluster.wal_position()?;
-    wait_until("the standby", Duration::from_secs(60), || {
+    wait_until("the standby", Duration::from_secs(180), || {
         Ok(standby.sql(&format!("SELECT pg_last_wal_replay_lsn() >= '{position}'"))? == "t")
     })
 }
@@ -76,7 +76,7 @@ fn without_an_archive_the_wal_is_read_from_the_standby() -> Result<()> {
     caught_up(&world, &standby)?;
     // Nothing ends the segment but the primary's own work.
     let mut backup = world.pghydrant.start(backup_arguments(&world, &standby, &[]))?;
-    wait_until("the note that names the segment", Duration::from_secs(60), || {
+    wait_until("the note that names the segment", Duration::from_secs(180), || {
         ensure!(backup.try_status()?.is_none(), "the backup ended: {}", backup.stderr_so_far()?);
         Ok(backup.stderr_so_far()?.contains("pg_switch_wal()"))
     })?;
@@ -98,7 +98,7 @@ fn a_standby_that_is_promoted_meanwhile_has_no_backup() -> Result<()> {
     world.cluster.sql("CHECKPOINT")?;
     caught_up(&world, &standby)?;
     let mut backup = world.pghydrant.start(backup_arguments(&world, &standby, &[]))?;
-    wait_until("the note that names the segment", Duration::from_secs(60), || {
+    wait_until("the note that names the segment", Duration::from_secs(180), || {
         ensure!(backup.try_status()?.is_none(), "the backup ended: {}", backup.stderr_so_far()?);
         Ok(backup.stderr_so_far()?.contains("pg_switch_wal()"))
     })?;

@@ -70,9 +70,9 @@ fn a_restore_point_of_the_last_minutes_before_a_failover_is_found() -> Result<()
     standby.start()?;
     world.mark("a")?;
     let xid = world.mark("b")?;
-    world.cluster.sql("SELECT pg_create_restore_point('last_words')")?;
-    let position = world.cluster.wal_position()?;
-    process::wait_until("the standby", std::time::Duration::from_secs(60), || {
+    // The end of its record, which nothing else would flush: no transaction was committed by it.
+    let position = world.cluster.sql("SELECT pg_create_restore_point('last_words')")?;
+    process::wait_until("the standby", std::time::Duration::from_secs(180), || {
         Ok(standby.sql(&format!("SELECT pg_last_wal_replay_lsn() >= '{position}'"))? == "t")
     })?;
     // The primary dies with its last segment; the standby has all of it.

@@ -335,7 +335,7 @@ fn a_pause_is_promoted_where_neither_the_role_nor_the_database_is_called_postgre
     pghydrant.succeed(repository.arguments(&["backup"], &["--dbname", &login]))?;
     ask(&cluster, "SELECT pg_create_restore_point('here')")?;
     let segment = ask(&cluster, "SELECT pg_walfile_name(pg_switch_wal())")?;
-    wait_until("archiving", Duration::from_secs(60), || {
+    wait_until("archiving", Duration::from_secs(180), || {
         Ok(ask(&cluster, "SELECT coalesce(last_archived_wal, '') FROM pg_stat_archiver")? >= segment)
     })?;
     let target = scratch.join("restored");
@@ -392,7 +392,7 @@ fn a_pause_that_nobody_can_look_into_is_a_failure() -> Result<()> {
         (0..70).map(|number| format!("SAVEPOINT s{number}; INSERT INTO marks (name) VALUES ('{number}'); ")).collect();
     let script = format!("BEGIN; {savepoints} SELECT 'open' FROM pg_sleep(600)");
     let _open = world.cluster.client("psql")?.args(["-XAtq", "-c", &script]).start()?;
-    wait_until("the transaction", Duration::from_secs(30), || {
+    wait_until("the transaction", Duration::from_secs(120), || {
         Ok(world.cluster.number("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'")? == 1)
     })?;
     world.backup()?;
@@ -424,7 +424,7 @@ fn a_timeline_is_followed_or_refused_as_asked() -> Result<()> {
     let adopted = story.world.restore(&["--target-name", "after_b", "--adopt"])?;
     adopted.sql("INSERT INTO marks (name) VALUES ('on_two')")?;
     adopted.archive_wal()?;
-    wait_until("the history file", Duration::from_secs(30), || {
+    wait_until("the history file", Duration::from_secs(120), || {
         Ok(story.world.repository.files()?.iter().any(|path| path.ends_with("00000002.history")))
     })?;
     drop(adopted);

@@ -13,7 +13,7 @@ use fusefs::{mounting, table};
 use crate::support::*;
 
 /// No test needs its mount longer.
-const TIME_LIMIT: Duration = Duration::from_secs(100);
+const TIME_LIMIT: Duration = Duration::from_secs(300);
 
 /// A mount of a test; unmounted with its guard, and aborted when it takes too long.
 pub struct Mounted {

@@ -17,7 +17,7 @@ use crate::support::filesystem::fuse_mounts_below;
 use crate::support::process::wait_until;
 use crate::support::*;
 
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(30);
 /// What the restore itself waits, and a slow machine's time to find out and to clean up.
 const GIVEN_UP: Duration = Duration::from_secs(75);
 
@@ -147,8 +147,9 @@ impl Stopped {
         // A thread that has not noticed yet could still take a request, and answers the next one's reader never.
         let all_stopped = || -> Result<bool> {
             let tasks = fs::read_dir(format!("/proc/{process}/task"))?;
-            let mut states = tasks.map(|task| Ok(fs::read_to_string(task?.path().join("stat"))?));
-            states.try_fold(true, |all, state: Result<String>| Ok(all && state?.contains(") T ")))
+            // A thread that has ended meanwhile takes no request either.
+            let mut states = tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("stat")).ok());
+            Ok(states.all(|state| state.contains(") T ")))
         };
         wait_until("the process to be stopped", SOON, all_stopped)?;
         Ok(Self(process))

@@ -18,7 +18,7 @@ use super::sample::{LARGE, LARGE_BYTES, Sample, relation};
 use crate::support::process::wait_until;
 use crate::support::*;
 
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(30);
 
 fn signal(process: u32, signal: Signal) -> Result<()> {
     let pid = i32::try_from(process).ok().and_then(Pid::from_raw).context("no process")?;

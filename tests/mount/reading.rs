@@ -80,7 +80,8 @@ fn direct_reads_of_whole_blocks() -> Result<()> {
         }
         let whole = LARGE_BYTES / size * size;
         assert!(out[..whole] == relation(LARGE_BYTES, 1)[..whole], "{compression}");
-        assert_eq!(cached_bytes(&pack)?, cached, "{compression}");
+        // Less, where another test emptied the machine's cache meanwhile.
+        assert!(cached_bytes(&pack)? <= cached, "{compression}");
     }
     Ok(())
 }
@@ -92,10 +93,18 @@ fn buffered_reads() -> Result<()> {
     let sample = Sample::new()?;
     let mounted = sample.mount(&root(), &[])?;
     let path = mounted.join("data/base/5/one block");
-    fs::read(&path)?;
-    assert_eq!(cached_bytes(&path)?, BLOCK_BYTES);
-    drop(File::open(&path)?);
-    assert_eq!(cached_bytes(&path)?, BLOCK_BYTES);
+    let mut cached = [0; 2];
+    // Another test may empty the machine's cache in between, now and then.
+    for _ in 0..3 {
+        fs::read(&path)?;
+        cached[0] = cached_bytes(&path)?;
+        drop(File::open(&path)?);
+        cached[1] = cached_bytes(&path)?;
+        if cached == [BLOCK_BYTES; 2] {
+            break;
+        }
+    }
+    assert_eq!(cached, [BLOCK_BYTES; 2]);
     Ok(())
 }
 

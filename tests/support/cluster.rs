@@ -125,7 +125,7 @@ impl Instance {
         let segment = self
             .sql("SELECT pg_logical_emit_message(false, 'test', 'archive'); SELECT pg_walfile_name(pg_switch_wal())")?;
         let segment = segment.lines().last().unwrap_or_default().to_owned();
-        wait_until(&format!("archiving of {segment}"), Duration::from_secs(60), || {
+        wait_until(&format!("archiving of {segment}"), Duration::from_secs(180), || {
             let last = self.sql("SELECT coalesce(last_archived_wal, '') FROM pg_stat_archiver")?;
             // Of the same timeline: the last segment of the one before it may come in between, as a partial one.
             Ok(last >= segment)
@@ -218,6 +218,8 @@ impl Builder<'_> {
             // The tests crash pghydrant, not the machine.
             "fsync = off".to_owned(),
             "max_prepared_transactions = 8".to_owned(),
+            // Tests count commits, files and bytes.
+            "autovacuum = off".to_owned(),
         ];
         for line in own.iter().chain(&self.settings) {
             instance.configure(line)?;
@@ -258,10 +260,26 @@ impl Cluster {
         let arguments = ["--client=2", "--no-vacuum", "--time=600", "--rate=400", "postgres"];
         let mut load = self.client("pgbench")?.args(arguments).time_limit(Duration::from_secs(600)).start()?;
         let before = self.number("SELECT count(*) FROM pgbench_history")?;
-        wait_until("pgbench's first transactions", Duration::from_secs(30), || {
+        wait_until("pgbench's first transactions", Duration::from_secs(120), || {
             ensure!(load.try_status()?.is_none(), "pgbench ended: {}", load.stderr_so_far()?);
             Ok(self.number("SELECT count(*) FROM pgbench_history")? > before + 10)
         })?;
         Ok(load)
+    }
+
+    /// Ends what [`Self::pgbench_load`] began: no transaction commits behind this.
+    pub fn end_load(&self, load: Running) -> Result<()> {
+        drop(load);
+        // A server process that was in the middle of its commit has not noticed yet.
+        wait_until("the end of pgbench's sessions", Duration::from_secs(120), || {
+            Ok(self.number("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgbench'")? == 0)
+        })
+    }
+
+    /// A temporary slot goes when its server process notices that the backup has gone.
+    pub fn wait_for_no_slot(&self) -> Result<()> {
+        wait_until("the server to drop the slot", Duration::from_secs(60), || {
+            Ok(self.number("SELECT count(*) FROM pg_replication_slots")? == 0)
+        })
     }
 }

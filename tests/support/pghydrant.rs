@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{Context, Finished, OsUser, Result, Run, Running, Scratch};
+use super::{Finished, OsUser, Result, Run, Running, Scratch};
 
 /// The binary in a place that the server's user can reach (a home directory is often closed), and its state there.
 #[derive(Clone)]
@@ -23,7 +23,8 @@ impl Pghydrant {
         let built = Path::new(env!("CARGO_BIN_EXE_pghydrant"));
         // A link costs nothing; across file systems it must be a copy.
         if !binary.exists() && fs::hard_link(built, &binary).is_err() {
-            fs::copy(built, &binary).with_context(|| format!("cannot copy {}", built.display()))?;
+            // By another process: one that is forked here meanwhile would keep it open for writing, and unable to run.
+            Run::new("cp").arg("--preserve=mode").arg(built).arg(&binary).succeed()?;
         }
         let state = scratch.join("state");
         if !state.exists() {

@@ -264,9 +264,13 @@ impl std::fmt::Display for Finished {
 /// Looks at `condition` until it holds; an error that names `what` when it does not in time.
 pub fn wait_until(what: &str, limit: Duration, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
     let started = Instant::now();
-    while !condition()? {
-        ensure!(started.elapsed() < limit, "{what}: not within {limit:?}");
+    loop {
+        // Before the look: whoever slept past the limit looks once more.
+        let late = started.elapsed() >= limit;
+        if condition()? {
+            return Ok(());
+        }
+        ensure!(!late, "{what}: not within {limit:?}");
         thread::sleep(POLL);
     }
-    Ok(())
 }

@@ -29,6 +29,8 @@ use playground::{Playground, Server};
 const SCALE_DEFAULT: u32 = 20;
 /// What the disaster is named after.
 const RESTORE_POINT: &str = "before_the_disaster";
+/// A server process that lost its client has this long to notice.
+const SESSIONS_END: Duration = Duration::from_secs(60);
 /// How long transactions run before the backup has something to share the disk with, and after it.
 const LOAD: Duration = Duration::from_secs(4);
 
@@ -79,7 +81,7 @@ fn play(playground: &Playground<'_>, scale: u32, context: &Context) -> Result<()
     steps.ended("backup", "while transactions ran");
 
     playground.pause(LOAD)?;
-    load.stop()?;
+    load.stop(playground, &original)?;
     let before = Ledger::of(&original)?;
     steps.ended("more work", &format!("{} transactions by now", ledger::grouped(before.transactions)));
 
@@ -127,9 +129,16 @@ impl Load {
         Ok(Self(server.start_pgbench(&["--client=2", "--no-vacuum", "--rate=500", "--time=300"])?))
     }
 
-    fn stop(mut self) -> Result<()> {
+    /// Ends it for good: a server process in the middle of its commit, which nobody sees yet, commits before this
+    /// returns.
+    fn stop(mut self, playground: &Playground<'_>, server: &Server<'_>) -> Result<()> {
         anyhow::ensure!(self.0.try_wait()?.is_none(), "pgbench ended before it was asked to");
         self.end();
+        let end = Instant::now() + SESSIONS_END;
+        while server.sql("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgbench'")? != "0" {
+            anyhow::ensure!(Instant::now() < end, "pgbench's sessions did not end within {} s", SESSIONS_END.as_secs());
+            playground.pause(LOAD / 50)?;
+        }
         Ok(())
     }
 

@@ -342,12 +342,13 @@ impl Server<'_> {
         Ok(())
     }
 
+    /// Runs to its end, Ctrl-C or not: a start that was interrupted would leave a server that nobody finds yet.
     fn pg_ctl(&self, arguments: &[&str]) -> Result<()> {
         let log = self.data_directory.with_extension("log");
-        let own = [OsStr::new("-D"), self.data_directory.as_os_str(), OsStr::new("-l"), log.as_os_str()];
-        let arguments: Vec<&OsStr> = arguments.iter().map(OsStr::new).chain(own).collect();
-        self.playground.postgres("pg_ctl", &arguments)?;
-        Ok(())
+        let mut command = self.playground.owner.command(self.playground.binaries.require("pg_ctl")?)?;
+        command.args(arguments).arg("-D").arg(&self.data_directory).arg("-l").arg(&log);
+        run_to_end(&mut command)?;
+        self.playground.refuse_when_interrupted()
     }
 }
 

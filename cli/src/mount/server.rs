@@ -45,11 +45,13 @@ pub(super) fn run() -> anyhow::Result<Exit> {
         Ok(_) => Answer::Mounted,
         Err(error) => Answer::failed(error),
     };
+    if request.with_parent {
+        go_on_when_the_parent_dies();
+    }
     // Nobody there to hear it: then stdin has ended too, and a server that belongs to its parent ends with it.
     let heard = send(std::io::stdout(), &answer);
     let own = started?;
     if request.with_parent {
-        go_on_when_the_parent_dies();
         watch_parent(requests, ends)?;
     } else if heard.is_err() {
         own.unmount()?;

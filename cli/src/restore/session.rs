@@ -343,7 +343,7 @@ mod tests {
         let looking = File::create(store.lock_path(&id)).unwrap();
         looking.lock_shared().unwrap();
         let looked = std::thread::spawn(move || {
-            std::thread::sleep(LISTING / 4);
+            std::thread::sleep(LISTING / 20);
             drop(looking);
         });
         let driven = store.lock(&id);

@@ -26,7 +26,7 @@ use crate::postgres::postmaster::Status;
 /// Recover, then open.
 pub(super) const RECOVERY_SIGNAL: &str = "recovery.signal";
 /// Recover, then ask for more.
-pub(super) const STANDBY_SIGNAL: &str = "standby.signal";
+pub(crate) const STANDBY_SIGNAL: &str = "standby.signal";
 
 /// Where a backup's recovery begins.
 const BACKUP_LABEL: &str = "backup_label";

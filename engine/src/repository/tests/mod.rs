@@ -134,7 +134,11 @@ fn put_file(
     for (index, raw) in content.chunks(SIZE.bytes()).enumerate() {
         let same_length = |file: &&FileRecord| SIZE.block_bytes_at(file.bytes, index as u64) == raw.len();
         let before = match parent.as_ref().filter(same_length).zip(writer.parent()) {
-            Some((file, backup)) => Some(backup.manifest.block(BlockNumber(file.first_block.0 + index as u64))?),
+            Some((file, backup)) => match backup.manifest.block(BlockNumber(file.first_block.0 + index as u64)) {
+                // Then there is nothing to compare with.
+                Err(Error::Corrupt { .. }) => None,
+                found => Some(found?),
+            },
             None => None,
         };
         records.push(worker.put(raw, None, before.as_ref())?.0);

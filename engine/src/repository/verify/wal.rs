@@ -74,14 +74,16 @@ impl Verification {
         Ok(ProvenWal { files: files.into_inner(), bytes: bytes.into_inner(), islands })
     }
 
-    /// Gaps are findings, but for those between backups that each brought their own WAL, as they do where PostgreSQL
-    /// archives to another place.
+    /// Gaps are findings, but for those before a backup that brought its own WAL, where no other comes along or the one
+    /// before it ends there: PostgreSQL archives to another place, or its archiver is behind.
     fn judge_gaps(&self, wal: &WalArchive) -> Result<Vec<String>> {
         let segment_bytes = wal.segment_bytes();
         let mut islands = Vec::new();
         for gap in wal.gaps_within()? {
             let next = SegmentName { timeline: gap.first.timeline, number: gap.first.number + gap.segments };
-            if self.infos().any(|info| ends_before(info, gap.first)) && self.infos().any(|info| begins_at(info, next)) {
+            let nobody_comes = !self.infos().any(|info| info.wal.stop <= gap.first.start(segment_bytes));
+            let may_lack = nobody_comes || self.infos().any(|info| ends_before(info, gap.first));
+            if may_lack && self.infos().any(|info| begins_at(info, next)) {
                 islands.push(gap.describe(segment_bytes));
             } else {
                 // Recovery from any backup before it ends here.
