@@ -34,5 +34,6 @@ mod retarget;
 mod standby;
 mod tablespaces;
 mod targets;
+mod tarstream;
 mod timelines;
 mod versions;

@@ -56,6 +56,8 @@ enum Wanted {
 enum Place {
     /// In the packs of a cluster; the manifest knows the records.
     Packs(ClusterName, Manifest),
+    /// In the packs of a cluster; only the caller knows the records yet.
+    Unfinished(ClusterName),
     /// All in one WAL object, which has the records in its header.
     Object(Arc<str>, Arc<[BlockRecord]>),
 }
@@ -100,6 +102,11 @@ impl Blocks {
         let place = Place::Packs(backup.cluster.name().clone(), backup.manifest.clone());
         let store = Arc::clone(backup.cluster.repository().store());
         Self { store, place, block_size: backup.info.block_bytes, direct: Arc::default() }
+    }
+
+    /// Of a backup that has no manifest yet: single blocks alone, by their records.
+    pub(crate) fn of_unfinished(store: Arc<dyn Store>, cluster: &ClusterName, block_size: BlockSize) -> Self {
+        Self { store, place: Place::Unfinished(cluster.clone()), block_size, direct: Arc::default() }
     }
 
     pub(crate) fn of_object(
@@ -349,6 +356,7 @@ impl Blocks {
     fn records(&self, file: &FileRecord, first: u64, count: u64, out: &mut Vec<BlockRecord>) -> Result<()> {
         match &self.place {
             Place::Packs(_, manifest) => manifest.blocks(BlockNumber(file.first_block.0 + first), count, out),
+            Place::Unfinished(_) => Err(Error::Refused(format!("the blocks of {} have no manifest yet", file.path))),
             Place::Object(_, records) => {
                 out.extend(records.iter().skip(first as usize).take(count as usize));
                 Ok(())
@@ -358,7 +366,7 @@ impl Blocks {
 
     fn key(&self, pack: PackId) -> String {
         match &self.place {
-            Place::Packs(cluster, _) => keys::pack(cluster, pack),
+            Place::Packs(cluster, _) | Place::Unfinished(cluster) => keys::pack(cluster, pack),
             Place::Object(key, _) => key.to_string(),
         }
     }
@@ -395,6 +403,7 @@ impl Blocks {
     fn records_key(&self) -> String {
         match &self.place {
             Place::Packs(cluster, manifest) => keys::manifest(cluster, &manifest.info().label),
+            Place::Unfinished(cluster) => keys::packs(cluster),
             Place::Object(key, _) => key.to_string(),
         }
     }

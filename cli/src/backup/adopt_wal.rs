@@ -11,11 +11,13 @@ use std::process::Stdio;
 
 use anyhow::{Context as _, Result};
 use engine::format::backup::{Snapshot, WalRange};
+use engine::units::Lsn;
 use engine::wal::name::{SegmentName, WalFile};
 use engine::wal::{Fetched, WalArchive};
 
 use super::server::Server;
 use super::wal::Origin;
+use crate::context::Context;
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
 use crate::postgres::binaries::Binaries;
@@ -35,50 +37,78 @@ pub(super) struct End {
 /// Refuses a base backup of which WAL is missing in both places, before anything is written.
 pub(super) fn refuse_gap(
     archive: Option<&WalArchive>,
-    data: &Path,
+    pg_wal: &Path,
     range: &WalRange,
     segment_bytes: u64,
 ) -> Result<()> {
     for segment in needed(range, segment_bytes) {
         let name = segment.file_name(segment_bytes);
         let archived = archive.map_or(Ok(false), |archive| archive.contains(&name))?;
-        if !archived && !data.join("pg_wal").join(&name).is_file() {
+        if !archived && !pg_wal.join(&name).is_file() {
             let message =
                 format!("WAL segment {name}, which the base backup needs, is neither in the archive nor in its pg_wal");
-            return Err(Failure::new(Exit::Refused, message)
-                .hint("archive to this repository with `pghydrant wal push`, or use pg_basebackup --wal-method=stream")
-                .into());
+            let hint = "archive to this repository with `pghydrant wal push`, or let the base backup bring it: pg_basebackup \
+                --wal-method=stream, or fetch where it goes to standard output";
+            return Err(Failure::new(Exit::Refused, message).hint(hint).into());
         }
     }
     Ok(())
+}
+
+/// Refuses a last segment of the base backup's own, if the archive has none, that cannot be proven whole.
+pub(super) fn refuse_unfinished(
+    archive: Option<&WalArchive>,
+    server: &Server,
+    pg_wal: &Path,
+    range: &WalRange,
+    pg_waldump: Option<&Path>,
+) -> Result<()> {
+    let segment_bytes = server.info.wal_segment_bytes;
+    let last = SegmentName::ending_at(range.timeline, range.stop, segment_bytes);
+    let name = last.file_name(segment_bytes);
+    if last.end(segment_bytes) == range.stop || archive.map_or(Ok(false), |archive| archive.contains(&name))? {
+        return Ok(());
+    }
+    let why = match pg_waldump {
+        Some(program) if switches(program, pg_wal, range, last.end(segment_bytes))? => return Ok(()),
+        Some(_) => "ends before the server had finished it".to_owned(),
+        None => "cannot be proven whole without pg_waldump".to_owned(),
+    };
+    let message = format!("WAL segment {name} in the pg_wal of {} {why}", server.data.display());
+    Err(Failure::new(Exit::Refused, message)
+        .hint("bring it from the server: `pghydrant wal push`; then adopt the base backup again")
+        .into())
+}
+
+/// The program that reads WAL, of the server's version.
+pub(super) fn pg_waldump(server: &Server, context: &Context) -> Option<PathBuf> {
+    let chosen = context.settings.get("pg_bin", None).map(|(path, _)| PathBuf::from(path));
+    let binaries = Binaries::find(chosen.as_deref(), Some(server.version().major())).ok();
+    binaries.and_then(|binaries| binaries.require("pg_waldump").ok())
 }
 
 /// Where the WAL comes from.
 pub(super) struct Supply<'a> {
     archive: WalArchive,
     server: &'a Server,
+    /// Where the base backup's own segments lie.
+    pg_wal: &'a Path,
     pg_waldump: Option<PathBuf>,
 }
 
 impl<'a> Supply<'a> {
-    pub(super) fn new(archive: WalArchive, server: &'a Server, chosen: Option<&Path>) -> Self {
-        let binaries = Binaries::find(chosen, Some(server.version().major())).ok();
-        let pg_waldump = binaries.and_then(|binaries| binaries.require("pg_waldump").ok());
-        Self { archive, server, pg_waldump }
+    pub(super) fn new(archive: WalArchive, server: &'a Server, pg_wal: &'a Path, pg_waldump: Option<PathBuf>) -> Self {
+        Self { archive, server, pg_wal, pg_waldump }
     }
 
     /// Brings every segment of `range` into the archive, and the history of its timeline.
     pub(super) fn bring(&self, range: &WalRange, output: &Output) -> Result<Origin> {
         let segment_bytes = self.server.info.wal_segment_bytes;
-        let last = SegmentName::ending_at(range.timeline, range.stop, segment_bytes);
         let mut missing = Vec::new();
         for segment in needed(range, segment_bytes) {
             if !self.archive.contains(&segment.file_name(segment_bytes))? {
                 missing.push(segment);
             }
-        }
-        if missing.contains(&last) && last.end(segment_bytes) != range.stop {
-            self.refuse_unfinished(last, range)?;
         }
         for segment in &missing {
             self.push(&segment.file_name(segment_bytes))?;
@@ -88,7 +118,7 @@ impl<'a> Supply<'a> {
     }
 
     fn push(&self, name: &str) -> Result<()> {
-        let path = self.server.data.join("pg_wal").join(name);
+        let path = self.pg_wal.join(name);
         self.archive.push(&path).with_context(|| format!("cannot bring {name} into the archive"))?;
         Ok(())
     }
@@ -98,26 +128,13 @@ impl<'a> Supply<'a> {
         if range.timeline.0 <= 1 || self.archive.contains(&name)? {
             return Ok(());
         }
-        if self.server.data.join("pg_wal").join(&name).is_file() {
+        if self.pg_wal.join(&name).is_file() {
             return self.push(&name);
         }
         output.warning(&format!(
             "{name} is neither in the archive nor in pg_wal: recovery cannot come from an older timeline"
         ));
         Ok(())
-    }
-
-    fn refuse_unfinished(&self, last: SegmentName, range: &WalRange) -> Result<()> {
-        let name = last.file_name(self.server.info.wal_segment_bytes);
-        let why = match &self.pg_waldump {
-            Some(program) if switches(program, &self.server.data.join("pg_wal"), range)? => return Ok(()),
-            Some(_) => "ends before the server had finished it".to_owned(),
-            None => "cannot be proven whole without pg_waldump".to_owned(),
-        };
-        let message = format!("WAL segment {name} in {}/pg_wal {why}", self.server.data.display());
-        Err(Failure::new(Exit::Refused, message)
-            .hint("bring it from the server: `pghydrant wal push`; then adopt the base backup again")
-            .into())
     }
 
     /// When the base backup had ended, and what was finished by then.
@@ -169,19 +186,22 @@ fn near(next: u64, xid: u32) -> u64 {
     next.saturating_add_signed(i64::from(distance))
 }
 
-fn needed(range: &WalRange, segment_bytes: u64) -> impl Iterator<Item = SegmentName> {
+/// The segments of `range`.
+pub(super) fn needed(range: &WalRange, segment_bytes: u64) -> impl Iterator<Item = SegmentName> {
     let first = SegmentName::holding(range.timeline, range.start, segment_bytes);
     let last = SegmentName::ending_at(range.timeline, range.stop, segment_bytes);
     std::iter::successors(Some(first), |segment| Some(segment.next())).take_while(move |segment| *segment <= last)
 }
 
-/// Whether the WAL from the backup's end on comes to the record that ends a segment early.
-fn switches(pg_waldump: &Path, directory: &Path, range: &WalRange) -> Result<bool> {
+/// Whether the WAL from the backup's end on comes to the record that ends a segment early, before `end`. Without that the
+/// program would wait five seconds for the next segment.
+fn switches(pg_waldump: &Path, directory: &Path, range: &WalRange, end: Lsn) -> Result<bool> {
     let dump = std::process::Command::new(pg_waldump)
         .env("LC_ALL", "C")
         .arg("--path")
         .arg(directory)
         .args(["--rmgr", "XLOG", "--timeline", &range.timeline.0.to_string(), "--start", &range.stop.to_string()])
+        .args(["--end", &end.to_string()])
         .stdin(Stdio::null())
         .output()
         .with_context(|| format!("cannot run {}", pg_waldump.display()))?;

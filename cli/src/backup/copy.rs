@@ -486,7 +486,7 @@ fn record_of(listed: &FileRecord, source: &SourceFile) -> FileRecord {
 }
 
 /// The number of the file's first page within its relation, if it has a relation's pages.
-fn relation_first_page(path: &str) -> Option<u32> {
+pub(super) fn relation_first_page(path: &str) -> Option<u32> {
     let (directory, name) = path.rsplit_once('/')?;
     let file = RelationFile::parse(name).filter(|_| relation::is_relation_directory(directory))?;
     Some(file.first_page())

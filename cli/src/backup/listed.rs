@@ -137,15 +137,19 @@ impl Listed {
         self.files.keys().find(is_incremental).map(String::as_str)
     }
 
-    /// What is wrong with the names, before anything is read: files that are missing below `data`, and files that are
-    /// not on the list.
-    pub(super) fn compare_names(&self, data: &Path, files: &[FileRecord]) -> Vec<String> {
+    /// The bytes of all files together.
+    pub(super) fn bytes(&self) -> u64 {
+        self.files.values().fold(0, |sum, expected| expected.bytes.saturating_add(sum))
+    }
+
+    /// What is wrong with the names: files that are not there, and files that are not on the list.
+    pub(super) fn compare_names(&self, files: &[FileRecord], is_there: impl Fn(&str) -> bool) -> Vec<String> {
         let regular = |file: &&FileRecord| file.kind == FileKind::Regular;
         let strange = files.iter().filter(regular).map(|file| file.path.as_str());
         let strange = strange.filter(|path| !NOT_COMPARED.contains(path) && !self.files.contains_key(*path));
         let mut wrong: Vec<String> = strange.map(|path| format!("{path} is not in backup_manifest")).collect();
         let missing = self.files.keys().filter(|path| !NOT_COMPARED.contains(&path.as_str()));
-        let missing = missing.filter(|path| !data.join(path).exists());
+        let missing = missing.filter(|path| !is_there(path));
         wrong.extend(missing.map(|path| format!("{path} is missing")));
         wrong
     }
@@ -165,18 +169,19 @@ impl Listed {
         }
     }
 
-    /// Reads the files again whose digest is more than a CRC-32C; what is wrong with them.
+    /// Reads the files again whose digest is more than a CRC-32C; what is wrong with them. `content` gives the bytes of
+    /// one of `read`.
     pub(super) fn compare_digests(
         &self,
-        data: &Path,
-        read: &[(&str, Read)],
+        read: &[(&str, Option<usize>, Read)],
+        content: impl Fn(&str, Option<usize>, &mut dyn FnMut(&[u8])) -> Result<(), Error> + Sync,
         workers: usize,
         stop: &(dyn Fn() -> bool + Sync),
     ) -> Result<Vec<String>, Error> {
         let next = AtomicUsize::new(0);
         let work = || {
             let mut wrong = Vec::new();
-            while let Some((path, read)) = read.get(next.fetch_add(1, Ordering::Relaxed)) {
+            while let Some((path, place, read)) = read.get(next.fetch_add(1, Ordering::Relaxed)) {
                 if stop() {
                     return Err(Error::Cancelled);
                 }
@@ -187,7 +192,7 @@ impl Listed {
                 if NOT_COMPARED.contains(path) {
                     continue;
                 }
-                let (digest, crc32c) = digest(*algorithm, &data.join(path))?;
+                let (digest, crc32c) = digest(*algorithm, |take| content(path, *place, take))?;
                 if digest != *stored || crc32c != read.crc32c {
                     wrong.push(format!("{path} has another checksum than backup_manifest says"));
                 }
@@ -240,26 +245,39 @@ impl Range {
     }
 }
 
-/// The digest of a file, and its CRC-32C.
-fn digest(algorithm: Algorithm, path: &Path) -> Result<(String, u32), Error> {
+/// The digest of the bytes that `produce` hands over, and their CRC-32C.
+fn digest(
+    algorithm: Algorithm,
+    produce: impl FnOnce(&mut dyn FnMut(&[u8])) -> Result<(), Error>,
+) -> Result<(String, u32), Error> {
     match algorithm {
-        Algorithm::Sha224 => digest_with::<Sha224>(path),
-        Algorithm::Sha256 => digest_with::<Sha256>(path),
-        Algorithm::Sha384 => digest_with::<Sha384>(path),
-        Algorithm::Sha512 => digest_with::<Sha512>(path),
+        Algorithm::Sha224 => digest_with::<Sha224>(produce),
+        Algorithm::Sha256 => digest_with::<Sha256>(produce),
+        Algorithm::Sha384 => digest_with::<Sha384>(produce),
+        Algorithm::Sha512 => digest_with::<Sha512>(produce),
     }
 }
 
-fn digest_with<D: sha2::Digest>(path: &Path) -> Result<(String, u32), Error> {
+fn digest_with<D: sha2::Digest>(
+    produce: impl FnOnce(&mut dyn FnMut(&[u8])) -> Result<(), Error>,
+) -> Result<(String, u32), Error> {
+    let (mut hasher, mut crc32c) = (D::new(), 0);
+    produce(&mut |piece| {
+        hasher.update(piece);
+        crc32c = crc32c::crc32c_append(crc32c, piece);
+    })?;
+    Ok((hex(&hasher.finalize()), crc32c))
+}
+
+/// Hands over the bytes of a file.
+pub(super) fn read_file(path: &Path, take: &mut dyn FnMut(&[u8])) -> Result<(), Error> {
     let mut file = File::open(path).map_err(|cause| Error::io("open", path, cause))?;
-    let (mut hasher, mut crc32c, mut piece) = (D::new(), 0, vec![0; READ_BYTES]);
+    let mut piece = vec![0; READ_BYTES];
     loop {
-        let read = file.read(&mut piece).map_err(|cause| Error::io("read", path, cause))?;
-        if read == 0 {
-            return Ok((hex(&hasher.finalize()), crc32c));
+        match file.read(&mut piece).map_err(|cause| Error::io("read", path, cause))? {
+            0 => return Ok(()),
+            read => take(&piece[..read]),
         }
-        hasher.update(&piece[..read]);
-        crc32c = crc32c::crc32c_append(crc32c, &piece[..read]);
     }
 }
 
@@ -320,12 +338,14 @@ mod tests {
             ("SHA384", hex(&Sha384::digest("15\n"))),
             ("SHA512", hex(&Sha512::digest("15\n"))),
         ];
-        let read = [("PG_VERSION", Read { bytes: 3, crc32c: crc32c::crc32c(b"15\n"), modified: 0 })];
+        let read = [("PG_VERSION", None, Read { bytes: 3, crc32c: crc32c::crc32c(b"15\n"), modified: 0 })];
         for (name, digest) in right {
             for (digest, wrong) in [(digest.clone(), 0), (digest.replace(&digest[..2], "zz"), 1)] {
                 let body = BODY.replacen("CRC32C", name, 1).replace("8a744722", &digest);
                 let listed = Listed::parse(sealed(&body).as_bytes()).unwrap();
-                let found = listed.compare_digests(directory.path(), &read, 2, &|| false).unwrap();
+                let content =
+                    |path: &str, _, take: &mut dyn FnMut(&[u8])| read_file(&directory.path().join(path), take);
+                let found = listed.compare_digests(&read, content, 2, &|| false).unwrap();
                 assert_eq!(found.len(), wrong, "{name}");
             }
         }

@@ -10,7 +10,7 @@
 //! what a restore's machine will need besides files ([`environment`]).
 //!
 //! What is different on a standby stands in [`standby`]. With `--from` no server is asked: [`adopt`] takes over what
-//! `pg_basebackup` made.
+//! `pg_basebackup` made, [`tars`] where that is a stream or files of tar.
 //!
 //! The session stays open to the end: when it goes, for whatever reason, the server itself ends the backup and drops the
 //! replication slot, and what was written to the repository is swept by the next backup.
@@ -33,6 +33,7 @@ mod scan;
 mod server;
 mod source;
 mod standby;
+mod tars;
 mod wal;
 
 use std::collections::BTreeMap;
@@ -82,8 +83,9 @@ pub(crate) struct Arguments {
     /// The primary, when a standby is backed up: told to end the last WAL segment [default: wait until it does]
     #[arg(long, value_name = "CONNINFO")]
     pub(crate) primary: Option<String>,
-    /// Take over a base backup instead of asking a server: the directory that `pg_basebackup --format=plain` made
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["dbname", "primary"])]
+    /// Take over what pg_basebackup made instead of asking a server: its directory, plain or of tar files, its base.tar,
+    /// or - for the stream of `pg_basebackup -D - -Ft -X none`; gzip, lz4 and zstd are told by themselves
+    #[arg(long, value_name = "DIR|FILE|-", conflicts_with_all = ["dbname", "primary"])]
     pub(crate) from: Option<PathBuf>,
     /// Store every block, whatever earlier backups have
     #[arg(long)]

@@ -77,6 +77,15 @@ impl Checker {
         Ok(())
     }
 
+    /// As [`Self::check`], where the bytes are all there is.
+    pub(super) fn check_once(&mut self, bytes: &[u8], page: u32) {
+        for (index, content) in (page..).zip(bytes.chunks_exact(PAGE_BYTES)) {
+            if let Err((stored, computed)) = judge(content, self.first_page.wrapping_add(index)) {
+                self.suspects.push(Suspect { page: index, stored, computed, lsn: page::page_lsn(content) });
+            }
+        }
+    }
+
     /// The pages that stayed wrong.
     pub(super) fn into_suspects(self) -> Vec<Suspect> {
         self.suspects

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use crate::codec::Compression;
 use crate::format::Malformed;
 use crate::store::{Entry, Existing, LocalStore, Store};
-use crate::units::{BlockSize, ClusterName};
+use crate::units::{BlockSize, ClusterName, SystemIdentifier};
 use crate::{Error, Result};
 
 mod chunks;
@@ -141,13 +141,32 @@ impl Repository {
         }
     }
 
-    /// Whether there is more of a cluster than the directory that a crash left of its first push.
+    /// Whether there is more of a cluster than what a crash left of its first push, or of a first backup that did not
+    /// know yet whose it is ([`Repository::begin_first_backup`]): their marks count for nothing.
     fn has_content(&self, name: &ClusterName) -> Result<bool> {
         let store = &**self.store();
-        let directories = [keys::backups, keys::manifests, keys::wal];
-        directories
-            .iter()
-            .try_fold(false, |found, directory| Ok(found || !list_or_empty(store, &directory(name))?.is_empty()))
+        let marks: Vec<_> = list_or_empty(store, &keys::backups(name))?;
+        let (marks, described): (Vec<_>, Vec<_>) =
+            marks.iter().map(Entry::name).partition(|name| keys::unfinished_of(name).is_some());
+        let manifests = list_or_empty(store, &keys::manifests(name))?;
+        let is_marked = |entry: &Entry| {
+            let label = keys::manifest_of(entry.name());
+            label.is_some_and(|label| marks.iter().any(|mark| keys::unfinished_of(mark).as_ref() == Some(&label)))
+        };
+        Ok(!described.is_empty()
+            || !manifests.iter().all(is_marked)
+            || !list_or_empty(store, &keys::wal(name))?.is_empty())
+    }
+
+    /// Begins a backup under a name that no cluster has yet, of a source that tells only at its end whose it is. No cluster
+    /// is there until [`BackupWriter::of_cluster`] is told; until then nothing of the backup is seen by anybody.
+    pub fn begin_first_backup(&self, name: &ClusterName) -> Result<BackupWriter> {
+        if self.find_cluster(name)?.is_some() {
+            return Err(Error::Refused(format!("the repository has a cluster \"{name}\" already")));
+        }
+        // Numbers that no cluster has: a backup that is finished without its cluster is refused.
+        let nobody = ClusterInfo::new(name.clone(), SystemIdentifier(0), 0, now());
+        Cluster::new(self.clone(), nobody, name)?.begin_backup(Parent::Full)
     }
 
     /// Opens the cluster that `info` describes, making it if it is new. A cluster of that name with another system

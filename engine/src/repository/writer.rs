@@ -21,6 +21,7 @@ use super::leftovers::Names;
 use super::packs::Packs;
 use super::sweep::sweep;
 use super::{Backup, Cluster, Lock, LockKind, PackWriter, keys, now, put};
+use crate::blocks::Blocks;
 use crate::checksum::Hash;
 use crate::format::backup::{BackupInfo, BadPage, ManifestInfo, ServerInfo, Snapshot, Tablespace, Totals, WalRange};
 use crate::format::block::{BlockRecord, Content};
@@ -177,6 +178,23 @@ impl BackupWriter {
     /// of a file's blocks.
     pub fn parent(&self) -> Option<&Backup> {
         self.parent.as_ref()
+    }
+
+    /// Says which cluster it is that [`Repository::begin_first_backup`](super::Repository::begin_first_backup) did not know.
+    pub fn of_cluster(self, cluster: &Cluster) -> Result<Self> {
+        if cluster.name() != self.cluster.name() {
+            return Err(Error::Refused(format!(
+                "a backup of {} cannot be one of {}",
+                self.cluster.name(),
+                cluster.name()
+            )));
+        }
+        Ok(Self { cluster: cluster.clone(), ..self })
+    }
+
+    /// The blocks of workers that have finished, before the backup is: to look again at what was stored.
+    pub fn stored(&self) -> Blocks {
+        Blocks::of_unfinished(Arc::clone(&self.packs.store), self.cluster.name(), self.packs.block_size)
     }
 
     /// A pack for one worker. A `PackWriter` is `Send` and owns what it needs; end it with [`PackWriter::finish`].

@@ -86,6 +86,12 @@ pub(crate) fn back_up_small(cluster: &Cluster) -> Result<BackupInfo> {
 /// Backs `tree` up, as a caller does: groups of files, leaves of their blocks, each with the parent's record.
 pub(crate) fn back_up(cluster: &Cluster, tree: &Tree, parent: Parent) -> Result<BackupInfo> {
     let writer = cluster.begin_backup(parent)?;
+    write_tree(&writer, tree)?;
+    writer.finish(description())
+}
+
+/// All of a backup but its end.
+fn write_tree(writer: &BackupWriter, tree: &Tree) -> Result<()> {
     let mut files: Vec<_> = tree.iter().collect();
     files.sort_by(|one, other| path::order(one.0, other.0));
     let bytes = |content: &Option<Vec<u8>>| content.as_ref().map_or(0, |content| content.len() as u64);
@@ -97,7 +103,7 @@ pub(crate) fn back_up(cluster: &Cluster, tree: &Tree, parent: Parent) -> Result<
         let mut records = Vec::new();
         let mut members = Vec::new();
         for (path, content) in &files[range] {
-            put_file(&writer, &mut worker, path, content.as_deref().unwrap_or_default(), &mut records)?;
+            put_file(writer, &mut worker, path, content.as_deref().unwrap_or_default(), &mut records)?;
             let kind = if content.is_some() { FileKind::Regular } else { FileKind::Directory };
             members.push(FileRecord {
                 path: (*path).clone(),
@@ -115,8 +121,7 @@ pub(crate) fn back_up(cluster: &Cluster, tree: &Tree, parent: Parent) -> Result<
         let leaves = leaves.collect::<Result<Vec<_>>>()?;
         writer.commit_group(position as u64, &members, leaves)?;
     }
-    worker.finish()?;
-    writer.finish(description())
+    worker.finish()
 }
 
 fn put_file(
@@ -226,4 +231,30 @@ fn two_clusters_never_share_a_name() {
     assert!(matches!(repository.create_cluster(info(8, 16 << 20)), Err(Error::Refused(_))));
     assert!(matches!(repository.create_cluster(info(7, 1 << 20)), Err(Error::Refused(_))));
     assert_eq!(repository.clusters().unwrap(), [name]);
+}
+
+#[test]
+fn a_first_backup_that_learns_late_whose_it_is_is_not_there_until_then() {
+    let directory = tempfile::tempdir().unwrap();
+    let repository = repository_in(directory.path());
+    let (name, tree) = ("main".parse().unwrap(), sample_tree());
+    // Killed, or finished without its cluster: only garbage is left, and a cluster of that name may begin.
+    for finished in [false, true] {
+        let writer = repository.begin_first_backup(&name).unwrap();
+        write_tree(&writer, &tree).unwrap();
+        assert!(repository.clusters().unwrap().is_empty() && repository.find_cluster(&name).unwrap().is_none());
+        if finished {
+            assert!(matches!(writer.finish(description()), Err(Error::Refused(_))));
+        }
+    }
+    assert!(repository.clusters().unwrap().is_empty() && repository.find_cluster(&name).unwrap().is_none());
+
+    let writer = repository.begin_first_backup(&name).unwrap();
+    write_tree(&writer, &tree).unwrap();
+    let cluster = cluster_of(&repository).unwrap();
+    assert!(cluster.labels().unwrap().is_empty());
+    let info = writer.of_cluster(&cluster).unwrap().finish(description()).unwrap();
+    assert!(read_back(&cluster.backup(&info.label).unwrap()).unwrap() == tree);
+    assert!(cluster.unfinished().unwrap().is_empty(), "the next backup sweeps what others left");
+    assert!(matches!(repository.begin_first_backup(&name), Err(Error::Refused(_))));
 }
