@@ -89,7 +89,7 @@ pub(super) fn adopt(
     step.done(&format!("PostgreSQL {} in {}", server.version().major(), server.data.display()));
 
     let step = output.step("scan");
-    let files = list_files(server, &base.tablespaces, &Outside::default(), context)?;
+    let (files, places) = list_files(server, &base.tablespaces, Outside::default(), context)?;
     refuse(Exit::Refused, &server.data, &base.listed.compare_names(&server.data, &files))?;
     let writer = cluster.begin_backup(parent)?;
     let block = repository.info().block_bytes;
@@ -98,7 +98,7 @@ pub(super) fn adopt(
 
     let step = output.step("copy");
     let phase = output.phase("copy", plan.bytes);
-    let copy = Copy::new(&server.data, &files, &plan, &writer, block, server.info.data_checksums, &phase);
+    let copy = Copy::new(&places, &files, &plan, &writer, block, server.info.data_checksums, &phase);
     let copied = copy.run(context.workers()?, &mut || Ok(()))?;
     let copy_result = phase.finish();
     let mut late = LateFiles::begin(&writer, &plan, block)?;
