@@ -69,7 +69,7 @@ impl Settings {
             Some(path) => (Some(open(path)?), None),
             None => find()?,
         };
-        let file = file.map(|(path, file)| read(path, file)).transpose()?;
+        let file = file.map(read).transpose()?;
         Ok(Self { file, environment, skipped })
     }
 
@@ -92,7 +92,7 @@ fn environment_name(key: &str) -> String {
 }
 
 /// The first settings file that exists, and what is to be told of the one in the working directory if it does not count.
-fn find() -> anyhow::Result<(Option<(PathBuf, File)>, Option<String>)> {
+fn find() -> anyhow::Result<(Option<Opened>, Option<String>)> {
     let mut skipped = None;
     let here = PathBuf::from("pghydrant.toml");
     if here.is_file() {
@@ -112,12 +112,15 @@ fn find() -> anyhow::Result<(Option<(PathBuf, File)>, Option<String>)> {
     Ok((found.map(open).transpose()?, skipped))
 }
 
-fn open(path: PathBuf) -> engine::Result<(PathBuf, File)> {
+/// A settings file, and what it is called.
+type Opened = (PathBuf, File);
+
+fn open(path: PathBuf) -> engine::Result<Opened> {
     let file = File::open(&path).map_err(|cause| engine::Error::io("read settings", &path, cause))?;
     Ok((path, file))
 }
 
-fn read(path: PathBuf, mut file: File) -> anyhow::Result<(PathBuf, BTreeMap<String, String>)> {
+fn read((path, mut file): Opened) -> anyhow::Result<(PathBuf, BTreeMap<String, String>)> {
     let mut text = String::new();
     file.read_to_string(&mut text).map_err(|cause| engine::Error::io("read settings", &path, cause))?;
     let values = parse(&path, &text)?;
