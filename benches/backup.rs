@@ -88,6 +88,7 @@ pub fn write(
             outside_files: Vec::new(),
             owner: "postgres".to_owned(),
             settings: BTreeMap::new(),
+            environment: None,
         },
         wal: WalRange { timeline: Timeline(1), start: Lsn(0x0200_0028), stop: Lsn(0x0200_0100) },
         snapshot: Snapshot::default(),

@@ -55,9 +55,14 @@ if [ "$purpose" = bench ]; then
     need jq jq
 fi
 
-# On a machine without udev (a small VM, a container) nobody applies fuse3's own rule, MODE="0666".
-open_dev_fuse() {
+# In a small VM, a container or a chroot nobody has made the link that fusermount3 unmounts by, and without udev nobody
+# applies fuse3's own rule, MODE="0666".
+prepare_fuse() {
     case $purpose in build | lint) return 0 ;; esac
+    if [ "$(id -u)" = 0 ] && [ ! -e /etc/mtab ]; then
+        echo "making /etc/mtab, a link to /proc/self/mounts, which fusermount3 needs"
+        ln -s ../proc/self/mounts /etc/mtab || echo "warning: ordinary users cannot unmount" >&2
+    fi
     [ "$(id -u)" = 0 ] && [ -c /dev/fuse ] || return 0
     [ "$(stat -c %a /dev/fuse)" != 666 ] && [ ! -d /run/udev/data ] || return 0
     echo "giving /dev/fuse the mode that fuse3 gives it through udev: 0666"
@@ -65,7 +70,7 @@ open_dev_fuse() {
 }
 
 if [ ${#missing[@]} = 0 ]; then
-    open_dev_fuse
+    prepare_fuse
     exit 0
 fi
 
@@ -99,4 +104,4 @@ case " ${missing[*]} " in
     ;;
 esac
 install "${missing[@]}"
-open_dev_fuse
+prepare_fuse

@@ -110,6 +110,38 @@ fn only_a_proven_absence_is_the_end_of_the_wal() -> Result<()> {
     Ok(())
 }
 
+/// PostgreSQL stops a standby at any status above 125, and a gap may be closed by the archiver a moment later.
+#[test]
+fn a_standby_asks_again_for_what_the_archiver_has_not_sent_yet() -> Result<()> {
+    requires!(Postgres);
+    let (world, segments) = archived()?;
+    let pg_wal = world.scratch.directory("standby")?.join("pg_wal");
+    Run::new("mkdir").user(OsUser::server()).arg(&pg_wal).succeed()?;
+    let to = pg_wal.join("RECOVERYXLOG").display().to_string();
+    let code = |name: &str| -> Result<Option<i32>> {
+        Ok(world.pghydrant.run(world.repository.arguments(&["wal", "fetch"], &[name, &to]))?.code)
+    };
+    let mend = Damage::Deleted.inflict(&object(&world, &segments[1]))?;
+    assert_eq!(code(&segments[1])?, Some(FAULT), "a gap");
+    fs::write(pg_wal.with_file_name("standby.signal"), "")?;
+    assert_eq!(code(&segments[1])?, Some(ABSENT), "a gap that a standby may wait for");
+    // A restore of ours that waits at the end of the WAL must not take a gap for it.
+    let staging = pg_wal.join("pghydrant.staging");
+    fs::create_dir(&staging)?;
+    assert_eq!(code(&segments[1])?, Some(FAULT), "a gap in a restore");
+    fs::remove_dir(&staging)?;
+    drop(mend);
+    let damaged = Damage::BitFlipped.inflict(&object(&world, &segments[1]))?;
+    assert_eq!(code(&segments[1])?, Some(FAULT), "damage");
+    drop(damaged);
+    let away = world.scratch.join("away");
+    fs::rename(world.repository.path(), &away)?;
+    assert_eq!(code(&segments[1])?, Some(FAULT), "a repository that is not there");
+    fs::rename(&away, world.repository.path())?;
+    assert_eq!(code(&segments[1])?, Some(0));
+    Ok(())
+}
+
 #[test]
 fn an_archive_that_cannot_be_read_is_a_fault_for_an_ordinary_user() -> Result<()> {
     requires!(Postgres, Root);

@@ -159,6 +159,37 @@ fn a_killed_backup_leaves_nothing_that_counts() -> Result<()> {
     Ok(())
 }
 
+/// A virtual machine set back to a snapshot writes other WAL under the names that the archive has.
+#[test]
+fn a_backup_is_never_committed_with_the_wal_of_another_history() -> Result<()> {
+    requires!(Postgres);
+    let world = World::new(0)?;
+    let (data, snapshot) = (&world.cluster.data, world.scratch.join("snapshot"));
+    world.cluster.stop("fast")?;
+    Run::new("cp").arg("-a").arg(data).arg(&snapshot).succeed()?;
+    world.cluster.start()?;
+    world.mark("first")?;
+    let first = find_text(&world.backup()?, "label").context("no label")?;
+    world.mark("more")?;
+    for _ in 0..3 {
+        world.cluster.archive_wal()?;
+    }
+    world.cluster.stop("fast")?;
+    fs::remove_dir_all(data)?;
+    fs::rename(&snapshot, data)?;
+    world.cluster.start()?;
+    world.mark("other")?;
+    let connection = world.cluster.connection_string();
+    let arguments = world.repository.arguments(&["backup"], &["--dbname", &connection]);
+    world.pghydrant.fail(arguments, 3, &["is there already and differs", "another history", "--cluster"])?;
+    let list = world.pghydrant.succeed(world.repository.arguments(&["list"], &["--json"]))?.stdout;
+    ensure!(list.matches("\"event\":\"backup\"").count() == 1 && list.contains(&first), "{list}");
+    world.cluster.stop("immediate")?;
+    let restored = world.restore(&["--source", "blocks"])?;
+    assert_eq!(restored.sql("SELECT string_agg(name, ',' ORDER BY name) FROM marks")?, "first,more");
+    Ok(())
+}
+
 /// The archiver is behind, and the backup's own WAL has overtaken it: no recovery comes along there.
 #[test]
 fn a_gap_before_the_first_backup_is_no_finding() -> Result<()> {

@@ -186,6 +186,9 @@ fn a_restore_to_the_end_of_the_wal_waits_there_until_it_is_promoted() -> Result<
     ensure!(!target.join("postmaster.pid").exists(), "it runs");
     let sessions = world.pghydrant.succeed(["sessions"])?;
     assert!(sessions.stdout.contains("shut down at its target"), "{sessions}");
+    // What is archived from now on comes too late for it.
+    world.mark("d")?;
+    world.cluster.archive_wal()?;
     world.pghydrant.succeed(["promote", &id])?;
     let promoted = Instance::running_in(&target)?;
     assert_eq!(marks(&promoted)?, "a,b,before,c");
@@ -199,6 +202,66 @@ fn a_restore_to_the_end_of_the_wal_waits_there_until_it_is_promoted() -> Result<
     ensure!(!target.exists(), "something is left");
     let refused = world.restore_to(&target, &["--action", "shutdown", "--no-start"])?.expect_code(3)?;
     refused.expect_stderr(&["PostgreSQL does not shut down at the end of the WAL", "hint: "])?;
+    Ok(())
+}
+
+/// After a reboot, say: `retry` brings it back to where it waited, not to the end of what was archived meanwhile.
+#[test]
+fn a_server_that_was_paused_and_is_down_waits_again_where_it_did() -> Result<()> {
+    requires!(Postgres, Fuse);
+    let story = Story::tell()?;
+    let (world, target) = (&story.world, story.world.target());
+    for (arguments, expected) in [
+        (&["--action", "pause", "--json"][..], "a,b,before,c"),
+        (&["--action", "pause", "--json", "--target-name", "after_b"], "a,b,before"),
+    ] {
+        let id = session_of(&world.restore_to(&target, arguments)?.expect_code(0)?)?;
+        Instance::running_in(&target)?.stop("immediate")?;
+        world.mark("later")?;
+        world.cluster.archive_wal()?;
+        world.pghydrant.succeed(["retry", &id])?;
+        let paused = Instance::running_in(&target)?;
+        assert_eq!(paused.sql("SELECT pg_is_in_recovery(), pg_get_wal_replay_pause_state()")?, "t|paused");
+        assert_eq!(marks(&paused)?, expected);
+        world.pghydrant.fail(["retry", &id], 2, &["nothing to retry"])?;
+        world.pghydrant.succeed(["promote", &id])?;
+        let promoted = Instance::running_in(&target)?;
+        assert_eq!(marks(&promoted)?, expected);
+        world.pghydrant.fail(["retry", &id], 2, &["is finished"])?;
+        drop(promoted);
+        std::fs::remove_dir_all(&target)?;
+        world.cluster.sql("DELETE FROM marks WHERE name = 'later'")?;
+        world.cluster.archive_wal()?;
+    }
+    Ok(())
+}
+
+/// Started with a configuration of somebody else's, say Debian's in `/etc`, it replays past its target and opens.
+#[test]
+fn a_server_that_opened_without_its_target_is_not_called_recovered() -> Result<()> {
+    requires!(Postgres, Fuse);
+    let story = Story::tell()?;
+    let (world, target) = (&story.world, story.world.target());
+    let paused = ["--target-name", "after_b", "--action", "pause", "--json"];
+    let id = session_of(&world.restore_to(&target, &paused)?.expect_code(0)?)?;
+    let server = Instance::running_in(&target)?;
+    server.stop("fast")?;
+    let conf = std::fs::read_to_string(target.join("postgresql.conf"))?;
+    let other: Vec<&str> = conf.lines().filter(|line| !line.contains("recovery_target")).collect();
+    let other_path = world.scratch.join("other.conf");
+    std::fs::write(&other_path, other.join("\n") + "\n")?;
+    let start = Run::new(tools::postgres_program("pg_ctl")?).user(OsUser::server()).args(["start", "-w", "-D"]);
+    let options = format!("-c config_file={}", other_path.display());
+    start.arg(&target).arg("-l").arg(world.scratch.join("other.log")).args(["-o", &options]).succeed()?;
+    wait_until("the end of the recovery", Duration::from_secs(120), || {
+        Ok(!target.join("recovery.signal").exists() && server.sql("SELECT pg_is_in_recovery()")? == "f")
+    })?;
+    world.pghydrant.fail(
+        ["promote", &id],
+        5,
+        &["did not stop at its target", "no recovery target specified", "hint: "],
+    )?;
+    server.stop("immediate")?;
     Ok(())
 }
 
@@ -228,9 +291,9 @@ fn a_restore_that_waits_at_the_end_of_the_wal_survives_a_crash_of_pghydrant() ->
     Ok(())
 }
 
-/// A backup whose last WAL went missing after preflight had seen it: a standby waits there, and is not consistent.
+/// A backup whose last WAL went missing after preflight had seen it: nothing is consistent there.
 #[test]
-fn a_standby_that_waits_before_the_end_of_the_backup_is_not_taken_for_one_at_the_end() -> Result<()> {
+fn the_end_of_the_wal_before_the_end_of_the_backup_is_no_place_to_wait_at() -> Result<()> {
     requires!(Postgres, Fuse);
     let world = World::new(1)?;
     world.mark("before")?;
@@ -265,7 +328,7 @@ fn a_standby_that_waits_before_the_end_of_the_backup_is_not_taken_for_one_at_the
         later.iter().map(|path| Damage::Deleted.inflict(&world.repository.path().join(path))).collect();
     let mends = mends?;
     let id = open_session(&world.pghydrant)?;
-    world.pghydrant.fail(["retry", &id], 5, &["ends before the end of the backup", "hint: "])?;
+    world.pghydrant.fail(["retry", &id], 5, &["is missing from the archive, which goes on with backup", "hint: "])?;
     drop(mends);
     world.pghydrant.succeed(["retry", &id])?;
     ensure!(!target.join("postmaster.pid").exists(), "it runs");

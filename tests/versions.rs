@@ -6,7 +6,9 @@
 
 use std::time::Duration;
 
-use crate::support::json::find_text;
+use serde_json::Value;
+
+use crate::support::json::{find, find_text};
 use crate::support::*;
 
 /// Everything that differs between versions is met: the names of the backup functions, the control file, the defaults
@@ -18,9 +20,15 @@ fn backed_up_and_restored(major: u32) -> Result<()> {
     world.cluster.sql("CREATE TABLE far (id int) TABLESPACE space; INSERT INTO far SELECT generate_series(1, 1000)")?;
     world.cluster.sql("CREATE UNLOGGED TABLE unlogged AS SELECT generate_series(1, 1000) AS id")?;
     world.mark("before")?;
+    let has_icu = world.cluster.number("SELECT count(*) FROM pg_collation WHERE collprovider = 'i'")? > 0;
+    if has_icu {
+        world.cluster.sql("CREATE COLLATION german (provider = icu, locale = 'de')")?;
+        world.cluster.sql("CREATE INDEX ON marks (name COLLATE german)")?;
+    }
     let load = world.cluster.pgbench_load()?;
     let first = world.backup()?;
     drop(load);
+    what_its_databases_need_is_known(&first, major, has_icu)?;
     let second = world.backup()?;
     ensure!(find_text(&first, "label") != find_text(&second, "label"), "one backup only");
     world.mark("a")?;
@@ -94,6 +102,25 @@ fn backed_up_and_restored(major: u32) -> Result<()> {
     ensure!(promoted.sql("SELECT pg_is_in_recovery()")? == "f", "PostgreSQL {major}: not promoted");
     ensure!(!world.target().join("standby.signal").exists(), "PostgreSQL {major}: standby.signal is left");
     world.pghydrant.succeed(["verify", "--repo", &world.repository.shown()])?;
+    Ok(())
+}
+
+/// The catalogs tell it in other words in almost every version.
+fn what_its_databases_need_is_known(backup: &Value, major: u32, has_icu: bool) -> Result<()> {
+    let environment = find(backup, "environment").context("nothing is recorded")?;
+    let databases = environment["databases"].as_array().context("no databases")?;
+    let main = databases.iter().find(|one| one["name"] == "postgres").context("no database postgres")?;
+    ensure!(main["unknown"] == Value::Null, "PostgreSQL {major}: {}", main["unknown"]);
+    ensure!(main["locale"]["provider"] == "libc" && main["locale"]["ctype"] == "C", "PostgreSQL {major}: {main}");
+    ensure!(main["extensions"][0]["name"] == "plpgsql", "PostgreSQL {major}: {main}");
+    ensure!(environment["libc_version"].is_string(), "PostgreSQL {major}: {environment}");
+    if has_icu {
+        ensure!(environment["icu_version"].is_string(), "PostgreSQL {major}: {environment}");
+        let collations = main["collations"].as_array().context("no collations")?;
+        let german = collations.iter().find(|one| one["name"] == "german").context("no collation")?;
+        let known = german["indexes"] == 1 && german["locale"]["name"] == "de" && german["locale"]["provider"] == "icu";
+        ensure!(known, "PostgreSQL {major}: {german}");
+    }
     Ok(())
 }
 

@@ -19,6 +19,7 @@ mod init;
 mod left_out;
 mod limits;
 mod list;
+mod machine;
 mod mount;
 mod options;
 mod output;

@@ -51,18 +51,45 @@ pub(crate) fn push(arguments: &PushArguments, context: &Context) -> anyhow::Resu
 }
 
 pub(crate) fn fetch(arguments: &FetchArguments, context: &Context) -> anyhow::Result<Exit> {
+    let data = data_directory(&arguments.path);
+    if is_segment(&arguments.name) && standby::is_behind_the_end(data, &arguments.name)? {
+        standby::note_absence(&beside(&arguments.path, staging::DIRECTORY), &arguments.name);
+        tracing::info!("{} lies behind the end of this recovery", arguments.name);
+        return Ok(Exit::NoSuchSegment);
+    }
     if bring_staged(&arguments.name, &arguments.path)? {
         return Ok(Exit::Done);
     }
     let archive = context.cluster(&arguments.repository, &arguments.cluster)?.wal();
-    match archive.fetch(&arguments.name, &arguments.path)? {
-        Fetched::Delivered => Ok(Exit::Done),
-        Fetched::Absent => {
+    match archive.fetch(&arguments.name, &arguments.path) {
+        Ok(Fetched::Delivered) => Ok(Exit::Done),
+        Ok(Fetched::Absent) => {
             standby::note_absence(&beside(&arguments.path, staging::DIRECTORY), &arguments.name);
             tracing::info!("{} is not in the archive", arguments.name);
             Ok(Exit::NoSuchSegment)
         }
+        // A gap, and not a repository that is not there.
+        Err(engine::Error::NotFound(gap)) if asks_again(&arguments.path) && archive.prove_readable().is_ok() => {
+            tracing::warn!("{gap}");
+            Ok(Exit::NoSuchSegment)
+        }
+        Err(error) => Err(error.into()),
     }
+}
+
+/// A standby takes no answer for the end of the WAL and asks again, so a gap that the archiver is about to close must not
+/// bring it down; a restore of ours that runs as a standby is told of every gap.
+fn asks_again(path: &Path) -> bool {
+    data_directory(path).join(standby::STANDBY_SIGNAL).exists() && !beside(path, staging::DIRECTORY).exists()
+}
+
+/// Whose `pg_wal` the file that PostgreSQL names with %p lies in.
+fn data_directory(path: &Path) -> &Path {
+    path.parent().and_then(Path::parent).unwrap_or(Path::new(""))
+}
+
+fn is_segment(name: &str) -> bool {
+    name.len() == 24 && name.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// A copy has its original's `archive_command`: what it archived would overwrite or contradict the original's.
@@ -80,8 +107,7 @@ fn refuse_from_copy(path: &Path) -> anyhow::Result<()> {
 /// A restore lays segments ready, synced and whole, beside `pg_wal/RECOVERYXLOG`: moving one is a rename. History
 /// files are never staged: which timelines there are, the repository says.
 fn bring_staged(name: &str, to: &Path) -> anyhow::Result<bool> {
-    let plain = name.len() == 24 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
-    if !plain {
+    if !is_segment(name) {
         return Ok(false);
     }
     let staged = beside(to, staging::DIRECTORY).join(name);

@@ -116,6 +116,7 @@ fn description() -> Description {
             outside_files: vec!["/etc/postgresql/15/main/postgresql.conf".to_owned()],
             owner: "postgres".to_owned(),
             settings: BTreeMap::from([("port".to_owned(), "5432".to_owned())]),
+            environment: None,
         },
         wal: WalRange { timeline: Timeline(2), start: Lsn(0x30_0028), stop: Lsn(0x30_0100) },
         snapshot: Snapshot { xmin: 745, xmax: 747, in_progress: vec![746] },

@@ -102,6 +102,7 @@ fn json_files(pack: &[u8], manifest: &[u8]) -> [(&'static str, Vec<u8>); 3] {
             outside_files: vec!["/etc/postgresql/15/main/postgresql.conf".to_owned()],
             owner: "postgres".to_owned(),
             settings: [("port".to_owned(), "5432".to_owned())].into(),
+            environment: None,
         },
         wal: WalRange { timeline: Timeline(2), start: Lsn(0x0300_0028), stop: Lsn(0x0300_0100) },
         snapshot: Snapshot { xmin: 745, xmax: 747, in_progress: vec![746] },

@@ -305,6 +305,7 @@ pub fn write_backup(
             outside_files: Vec::new(),
             owner: "postgres".to_owned(),
             settings: BTreeMap::new(),
+            environment: None,
         },
         wal: WalRange { timeline: Timeline(1), start: Lsn(0x20_0028), stop: Lsn(0x20_0100) },
         snapshot: Snapshot::default(),

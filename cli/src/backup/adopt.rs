@@ -261,6 +261,7 @@ fn server_of(data: PathBuf, control: ControlFile, major: u32) -> Result<Server> 
         outside_files: Vec::new(),
         owner: owner.name.clone(),
         settings,
+        environment: None,
     };
     let (gid, group_access) = (metadata.gid(), metadata.mode() & 0o050 != 0);
     Ok(Server { data, control, info, owner, gid, group_access, is_standby: false })

@@ -6,7 +6,8 @@
 //!
 //! The story is [`back_up`]. Beside it: the server and its backup API ([`server`]), what belongs into a backup ([`scan`],
 //! [`exclude`], [`relation`]), who reads what ([`plan`]), the reading ([`copy`], [`source`], [`pages`]), the WAL ([`wal`]),
-//! the files that are made at the end ([`late`], [`checklist`]), and a configuration that lies elsewhere ([`outside`]).
+//! the files that are made at the end ([`late`], [`checklist`]), a configuration that lies elsewhere ([`outside`]), and
+//! what a restore's machine will need besides files ([`environment`]).
 //!
 //! What is different on a standby stands in [`standby`]. With `--from` no server is asked: [`adopt`] takes over what
 //! `pg_basebackup` made.
@@ -18,6 +19,7 @@ mod adopt;
 mod adopt_wal;
 mod checklist;
 mod copy;
+mod environment;
 mod exclude;
 mod label;
 mod late;
@@ -123,7 +125,8 @@ fn back_up(
 
     let step = output.step("connect");
     let client = Client::connect(conninfo)?;
-    let server = Server::survey(&client)?;
+    let mut server = Server::survey(&client)?;
+    server.look_around(&client, conninfo, &interrupted);
     let cluster = cluster_of(repository, name, &server)?;
     let writer = cluster.begin_backup(parent)?;
     let upstream = Upstream::of(&server, primary)?;

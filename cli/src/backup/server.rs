@@ -12,10 +12,12 @@ use engine::units::{Lsn, PAGE_BYTES, SystemIdentifier};
 use crate::exit::{Exit, Failure};
 use crate::postgres::binaries::Version;
 use crate::postgres::client::{Client, value};
+use crate::postgres::conninfo::Conninfo;
 use crate::postgres::control::{self, ControlFile};
 use crate::postgres::owner::Owner;
 use crate::postgres::postmaster;
 
+use super::environment;
 use super::late::Attributes;
 use super::relation::SEGMENT_PAGES;
 
@@ -30,19 +32,27 @@ const CHECKPOINT_LIMIT: Duration = Duration::from_secs(6 * 3600);
 const START_DIFFERENCE_MAX_SECONDS: i64 = 5;
 
 /// Settings that a restore wants to know whatever their source.
-const SETTINGS: [&str; 25] = [
+const SETTINGS: [&str; 38] = [
     "archive_command",
     "archive_mode",
     "config_file",
     "data_checksums",
     "data_directory",
     "data_directory_mode",
+    "dynamic_library_path",
     "external_pid_file",
     "hba_file",
+    "huge_page_size",
+    "huge_pages",
     "ident_file",
     "lc_collate",
     "lc_ctype",
+    "lc_messages",
+    "lc_monetary",
+    "lc_numeric",
+    "lc_time",
     "listen_addresses",
+    "local_preload_libraries",
     "log_directory",
     "logging_collector",
     "max_connections",
@@ -51,8 +61,13 @@ const SETTINGS: [&str; 25] = [
     "max_wal_senders",
     "max_worker_processes",
     "port",
+    "primary_slot_name",
     "server_encoding",
+    "session_preload_libraries",
+    "shared_buffers",
+    "shared_memory_size",
     "shared_preload_libraries",
+    "synchronous_standby_names",
     "unix_socket_directories",
     "wal_level",
     "wal_segment_size",
@@ -99,6 +114,12 @@ impl Server {
         let group_access = metadata.mode() & 0o050 != 0;
         let info = server_info(client, &data, &control, &owner)?;
         Ok(Self { data, control, info, owner, gid: metadata.gid(), group_access, is_standby })
+    }
+
+    /// Records what it found on its machine and beside it.
+    pub(super) fn look_around(&mut self, client: &Client, conninfo: &Conninfo, stop: &dyn Fn() -> bool) {
+        let process = postmaster::running_in(&self.data).ok().flatten().map(|file| file.pid);
+        self.info.environment = environment::gather(client, conninfo, process, stop);
     }
 
     /// Its version.
@@ -337,6 +358,7 @@ fn server_info(client: &Client, data: &Path, control: &ControlFile, owner: &Owne
         outside_files,
         owner: owner.name.clone(),
         settings,
+        environment: None,
     })
 }
 

@@ -10,7 +10,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use engine::units::{Lsn, Timeline};
 use engine::wal::name::SegmentName;
 
@@ -29,7 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct Upstream {
     /// How to reach it, where the user said.
-    primary: Option<Client>,
+    primary: Option<(Conninfo, Client)>,
     /// Since when a segment is waited for.
     waiting: Option<Instant>,
     told: bool,
@@ -47,8 +47,9 @@ impl Upstream {
                 }
             };
         }
-        let primary = primary.map(Client::connect).transpose()?;
-        if let Some(primary) = &primary {
+        let primary = primary.map(|conninfo| Ok::<_, anyhow::Error>((conninfo.clone(), Client::connect(conninfo)?)));
+        let primary = primary.transpose()?;
+        if let Some((_, primary)) = &primary {
             refuse_stranger(primary, server)?;
         }
         Ok(Some(Self { primary, waiting: None, told: false }))
@@ -64,21 +65,26 @@ impl Upstream {
         output: &Output,
     ) -> Result<bool> {
         let name = segment.file_name(segment_bytes);
-        let sql = "SELECT greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())::text, pg_is_in_recovery()";
+        let received = received(client)?;
+        // Behind what was received: a position of another timeline says nothing of this segment.
+        // What it receives, or else what it has replayed.
+        let sql = "SELECT pg_is_in_recovery(), coalesce( \
+            (SELECT received_tli FROM pg_stat_wal_receiver WHERE received_tli > 0), min_recovery_end_timeline) \
+            FROM pg_control_recovery()";
         let row = client.row(sql, &[])?;
-        let (received, in_recovery): (String, bool) = (value(&row, 0)?, value(&row, 1)?);
-        // What was streamed is on its disk, and so is what it replayed out of an archive.
-        if received.parse::<Lsn>().map_err(anyhow::Error::msg)? >= segment.end(segment_bytes) {
-            return Ok(true);
-        }
-        if !in_recovery {
-            let message = format!("the standby was promoted before it had all of WAL segment {name}");
+        let (in_recovery, timeline): (bool, i32) = (value(&row, 0)?, value(&row, 1)?);
+        if !in_recovery || timeline.cast_unsigned() != segment.timeline.0 {
+            let became = if in_recovery { format!("went to timeline {timeline}") } else { "was promoted".to_owned() };
+            let message = format!("the standby {became} before it had all of WAL segment {name}");
             return Err(Failure::new(Exit::Failed, message).hint("back it up again").into());
+        }
+        if received >= segment.end(segment_bytes) {
+            return Ok(true);
         }
         let Some(began) = self.waiting else {
             self.waiting = Some(Instant::now());
-            if let Some(primary) = &self.primary {
-                primary.query("SELECT pg_switch_wal()", &[]).context("the primary does not end its WAL segment")?;
+            if let Err(error) = self.end_segment() {
+                output.warning(&format!("the primary cannot be asked to end its WAL segment: {error:#}"));
             }
             return Ok(false);
         };
@@ -98,6 +104,26 @@ impl Upstream {
         }
         Ok(false)
     }
+}
+
+impl Upstream {
+    /// Has the primary, where the user said how to reach it, begin another segment. The session of before the copy may
+    /// not have outlived it: then another is opened.
+    fn end_segment(&mut self) -> Result<()> {
+        const SWITCH: &str = "SELECT pg_switch_wal()";
+        let Some((conninfo, primary)) = &mut self.primary else { return Ok(()) };
+        if primary.query(SWITCH, &[]).is_err() {
+            *primary = Client::connect(conninfo)?;
+            primary.query(SWITCH, &[])?;
+        }
+        Ok(())
+    }
+}
+
+/// How far the WAL of a standby goes: what was streamed is on its disk, and so is what it replayed out of an archive.
+pub(super) fn received(client: &Client) -> Result<Lsn> {
+    let sql = "SELECT greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())::text";
+    client.one::<String>(sql, &[])?.parse().map_err(anyhow::Error::msg)
 }
 
 impl Server {

@@ -19,7 +19,7 @@ use engine::wal::WalArchive;
 use engine::wal::name::{SegmentName, WalFile};
 
 use super::server::Server;
-use super::standby::Upstream;
+use super::standby::{self, Upstream};
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
 use crate::postgres::client::{Client, value};
@@ -112,6 +112,8 @@ impl<'a> WalSupply<'a> {
         if !self.is_archived(evidence)? {
             return Ok(());
         }
+        // A name proves nothing: a server that was set back, or copied, writes other WAL under the same names.
+        self.compare(evidence)?;
         self.proven = true;
         if let Some(slot) = self.slot.take() {
             self.client.query("SELECT pg_drop_replication_slot($1)", &[&slot])?;
@@ -166,15 +168,39 @@ impl<'a> WalSupply<'a> {
             }
         }
         drop(phase);
+        for segment in self.needed(range) {
+            self.compare(segment)?;
+        }
         self.bring_history(range.timeline, output)?;
         Ok(origin)
+    }
+
+    /// Refuses a segment of the archive that is not the server's own, as far as the server still has its own.
+    fn compare(&self, segment: SegmentName) -> Result<()> {
+        // Of a segment that it is still receiving, a standby has a file with something older behind it.
+        let whole = self.upstream.is_none() || standby::received(self.client)? >= segment.end(self.segment_bytes);
+        if whole { self.compare_file(&segment.file_name(self.segment_bytes)) } else { Ok(()) }
+    }
+
+    fn compare_file(&self, name: &str) -> Result<()> {
+        let path = self.data.join("pg_wal").join(name);
+        let archived = if path.exists() { self.archive.push(&path) } else { return Ok(()) };
+        match archived {
+            Ok(_) => Ok(()),
+            // Recycled and written over while it was read, so the server had it archived.
+            Err(_) if !path.exists() => Ok(()),
+            Err(error) => Err(unless_another_history(error)),
+        }
     }
 
     /// The history of the backup's timeline: without it no recovery finds the way from one timeline to the next.
     fn bring_history(&self, timeline: Timeline, output: &Output) -> Result<()> {
         let name = WalFile::History(timeline).file_name(self.segment_bytes);
-        if timeline.0 <= 1 || self.archive.contains(&name)? {
+        if timeline.0 <= 1 {
             return Ok(());
+        }
+        if self.archive.contains(&name)? {
+            return self.compare_file(&name);
         }
         if self.data.join("pg_wal").join(&name).exists() {
             return self.push(&name);
@@ -209,7 +235,8 @@ impl<'a> WalSupply<'a> {
             .hint("raise wal_keep_size or max_slot_wal_keep_size, or archive to this repository, and back up again")
             .into());
         }
-        self.archive.push(&path).with_context(|| format!("cannot bring {name} into the archive"))?;
+        let pushed = self.archive.push(&path).map_err(unless_another_history);
+        pushed.with_context(|| format!("cannot bring {name} into the archive"))?;
         Ok(())
     }
 
@@ -234,4 +261,12 @@ impl<'a> WalSupply<'a> {
     fn archiver_failures(&self) -> Result<i64> {
         self.client.one("SELECT failed_count FROM pg_stat_archiver", &[])
     }
+}
+
+/// What is to be done where the archive has other WAL under the names of the server's own.
+fn unless_another_history(error: engine::Error) -> anyhow::Error {
+    let engine::Error::Refused(refusal) = error else { return error.into() };
+    let hint = "the archive has the WAL of another history of this cluster: was the server set back to a snapshot, or is \
+                it a copy? Back it up, and archive, under another name: --cluster";
+    Failure::new(Exit::Refused, refusal).hint(hint).into()
 }

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::survey::{Machine, Place};
 use crate::human;
+use crate::machine::{self, Weight};
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -52,6 +53,8 @@ fn missing(subject: &'static str, detail: impl Into<String>, cure: impl Into<Str
 pub(super) fn judge(machine: &Machine) -> Vec<Finding> {
     let mut findings = postgresql(machine);
     findings.extend(repository(machine));
+    findings.extend(text(machine));
+    findings.extend(newest(machine));
     findings.push(io_uring(machine));
     findings.push(memlock(machine));
     findings.push(huge_pages(machine));
@@ -67,7 +70,13 @@ fn postgresql(machine: &Machine) -> Vec<Finding> {
         return vec![missing("PostgreSQL", "no server programs found", cure)];
     }
     let finding = |server: &super::survey::Server| {
-        let found = format!("{} in {}", server.version, server.directory.display());
+        let mut found = format!("{} in {}", server.version, server.directory.display());
+        if let Some(place) = &server.libraries {
+            found.push_str(&format!(", libraries in {}", place.display()));
+        }
+        if let Some(version) = &server.icu {
+            found.push_str(&format!(", ICU {version}"));
+        }
         if server.absent.is_empty() {
             return ok("PostgreSQL", found);
         }
@@ -83,6 +92,36 @@ fn repository(machine: &Machine) -> Option<Finding> {
         Ok(format) => ok("repository", format!("{}, {format}", path.display())),
         Err(refusal) => missing("repository", refusal, format!("pghydrant init --repo {}", path.display())),
     })
+}
+
+/// By which rules the machine sorts text.
+fn text(machine: &Machine) -> Option<Finding> {
+    let (version, count) = machine.text.as_ref()?;
+    Some(ok("locales", format!("{}, glibc {version}", human::count(*count as u64, "locale"))))
+}
+
+/// What a restore of the newest backup would find out.
+fn newest(here: &Machine) -> Vec<Finding> {
+    const SUBJECT: &str = "newest backup";
+    let newest = match &here.newest {
+        None => return Vec::new(),
+        Some(Err(refusal)) => return vec![missing(SUBJECT, refusal, "pghydrant verify")],
+        Some(Ok(newest)) => newest,
+    };
+    let mut findings = Vec::new();
+    if let Err(refusal) = &newest.programs {
+        let cure = format!("install PostgreSQL {}", newest.needs.major());
+        findings.push(missing(SUBJECT, refusal, cure));
+    }
+    let lacking = machine::judge(&newest.needs, &newest.found).into_iter();
+    findings.extend(lacking.map(|finding| match finding.weight {
+        Weight::Unreadable | Weight::Stops => missing(SUBJECT, finding.what, finding.cure),
+        Weight::Warns => advice(SUBJECT, finding.what, finding.cure),
+    }));
+    if findings.is_empty() {
+        findings.push(ok(SUBJECT, format!("{}: its server would find all that it needs", newest.label)));
+    }
+    findings
 }
 
 fn io_uring(machine: &Machine) -> Finding {
@@ -159,8 +198,9 @@ fn place(subject: &'static str, place: &Place, option: &str) -> Finding {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::super::survey::{Server, allows_other, meminfo_field};
+    use super::super::survey::{Newest, Server, allows_other};
     use super::*;
+    use crate::machine::Needs;
     use crate::mount::Reason;
 
     fn place_ok(path: &str) -> Place {
@@ -180,10 +220,18 @@ mod tests {
             transparent_huge_pages: Some("always madvise [never]".to_owned()),
             fuse: Ok(()),
             user_allow_other: true,
-            postgres: vec![Server { directory: "/bin".into(), version: "15.1".to_owned(), absent: vec![] }],
+            postgres: vec![Server {
+                directory: "/bin".into(),
+                version: "15.1".to_owned(),
+                absent: vec![],
+                libraries: Some("/lib".into()),
+                icu: Some("72".to_owned()),
+            }],
             state: place_ok("/var/lib/pghydrant"),
             mount_directory: place_ok("/run/media/pghydrant"),
             repository: None,
+            text: Some(("2.36".to_owned(), 3)),
+            newest: None,
         }
     }
 
@@ -226,12 +274,24 @@ mod tests {
     }
 
     #[test]
-    fn the_kernels_tables_are_read() {
-        assert_eq!(
-            meminfo_field("HugePages_Free:       12\nHugepagesize:       2048 kB\n", "Hugepagesize"),
-            Some(2048)
-        );
-        assert_eq!(meminfo_field("", "HugePages_Free"), None);
+    fn what_a_backups_server_lacks_is_found_before_a_restore() {
+        let newest = |programs| Machine {
+            newest: Some(Ok(Newest {
+                label: "20261122T081500Z-F".to_owned(),
+                programs,
+                needs: Needs::none(),
+                found: machine::Facts::default(),
+            })),
+            ..good()
+        };
+        assert_eq!(found(&newest(Ok(())), "newest backup").verdict, Verdict::Ok);
+        let finding = found(&newest(Err("not installed".to_owned())), "newest backup");
+        assert_eq!(finding.verdict, Verdict::Missing);
+        assert!(finding.cure.is_some());
+    }
+
+    #[test]
+    fn the_settings_of_fuse_are_read() {
         assert!(allows_other("# x\nuser_allow_other\n"));
         assert!(!allows_other("#user_allow_other\n"));
     }

@@ -7,12 +7,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use engine::io::{Engine, LocalDisk};
+use engine::repository::Repository;
 use rustix::process::{Resource, getrlimit};
 
 use super::Arguments;
 use crate::context::Context;
+use crate::machine::{self, Needs, meminfo_field};
 use crate::mount::{Reason, default_directory, fuse_usable};
 use crate::postgres::binaries::Binaries;
+use crate::restore;
 
 /// Programs of PostgreSQL that a restore or its checks call.
 pub(super) const PROGRAMS: [&str; 6] =
@@ -41,6 +44,20 @@ pub(super) struct Machine {
     pub(super) mount_directory: Place,
     /// With the repository's own words when it does not open.
     pub(super) repository: Option<(PathBuf, Result<String, String>)>,
+    /// The C library's version, and how many locales there are, where the machine tells.
+    pub(super) text: Option<(String, usize)>,
+    /// Of the cluster that is named, with the library's own words when it cannot be read.
+    pub(super) newest: Option<Result<Newest, String>>,
+}
+
+/// The newest backup of a cluster, what its server asks of a machine, and what this one has.
+#[derive(Clone, Debug)]
+pub(super) struct Newest {
+    pub(super) label: String,
+    /// Why no server of its version can run here.
+    pub(super) programs: Result<(), String>,
+    pub(super) needs: Needs,
+    pub(super) found: machine::Facts,
 }
 
 /// Server programs of one version.
@@ -49,6 +66,10 @@ pub(super) struct Server {
     pub(super) directory: PathBuf,
     pub(super) version: String,
     pub(super) absent: Vec<&'static str>,
+    /// `pkglibdir`.
+    pub(super) libraries: Option<PathBuf>,
+    /// The major version of ICU.
+    pub(super) icu: Option<String>,
 }
 
 /// A directory that we write to, or the nearest existing one above it.
@@ -63,7 +84,7 @@ pub(super) fn survey(arguments: &Arguments, context: &Context) -> Result<Machine
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let disabled = read_number("/proc/sys/kernel/io_uring_disabled");
     let repository = context.repository_path(&arguments.repository).ok().map(|path| {
-        let opened = engine::repository::Repository::open(&path).map_err(|error| error.to_string());
+        let opened = Repository::open(&path).map_err(|error| error.to_string());
         let described = opened.map(|repository| format!("format {}", repository.info().format));
         (path, described)
     });
@@ -83,8 +104,30 @@ pub(super) fn survey(arguments: &Arguments, context: &Context) -> Result<Machine
         postgres: Binaries::installed().iter().map(Server::of).collect(),
         state: Place::at(&context.state_directory()?),
         mount_directory: Place::at(&chosen.unwrap_or_else(default_directory)),
+        text: machine::libc_version().zip(machine::locale_count()),
+        newest: newest(arguments, context),
         repository,
     })
+}
+
+/// Only where a repository opens and a cluster is named: without them there is nothing to ask.
+fn newest(arguments: &Arguments, context: &Context) -> Option<Result<Newest, String>> {
+    let path = context.repository_path(&arguments.repository).ok()?;
+    let repository = Repository::open(&path).ok()?;
+    let name = context.optional_cluster_name(&arguments.cluster).ok()??;
+    let look = || {
+        let Some(cluster) = repository.find_cluster(&name)? else { return Ok(None) };
+        let Some(label) = cluster.labels()?.pop() else { return Ok(None) };
+        let backup = cluster.backup(&label)?;
+        // All of it, as a copy that takes the original's place would need it.
+        let needs = restore::survey::needs(&backup.info, &restore::survey::contents(&backup)?, true);
+        let chosen = context.settings.get("pg_bin", None).map(|(path, _)| PathBuf::from(path));
+        let programs = Binaries::find(chosen.as_deref(), Some(backup.info.server.version_num / 10_000));
+        let found = machine::look(programs.as_ref().ok(), &needs);
+        let programs = programs.map(drop).map_err(|error| format!("{error:#}"));
+        Ok(Some(Newest { label: label.to_string(), programs, needs, found }))
+    };
+    look().map_err(|error: anyhow::Error| format!("{error:#}")).transpose()
 }
 
 /// Why no backup can be mounted by this user here, if that is so.
@@ -95,12 +138,6 @@ pub(crate) fn fuse_is_missing() -> Option<String> {
 /// A line `user_allow_other` that is no comment.
 pub(super) fn allows_other(text: &str) -> bool {
     text.lines().any(|line| line.trim() == "user_allow_other")
-}
-
-/// `HugePages_Free:       12` or `Hugepagesize:       2048 kB`.
-pub(super) fn meminfo_field(text: &str, name: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-    line.split_whitespace().next()?.parse().ok()
 }
 
 fn read_number(path: &str) -> Option<u32> {
@@ -119,6 +156,8 @@ impl Server {
             directory: binaries.directory().to_owned(),
             version: binaries.version().to_string(),
             absent: PROGRAMS.into_iter().filter(|name| !binaries.has(name)).collect(),
+            libraries: machine::library_directory(binaries),
+            icu: machine::icu_of_programs(binaries),
         }
     }
 }

@@ -8,6 +8,8 @@ use fusefs::mounting::{DEVICE, HELPER};
 use crate::exit::{Exit, Failure};
 
 const CONFIGURATION: &str = "/etc/fuse.conf";
+/// Where the helper looks for what it is to unmount: a link to `/proc/self/mounts`, which a bare chroot lacks.
+const TABLE: &str = "/etc/mtab";
 
 /// Why FUSE cannot be used, and the cure.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +61,10 @@ fn usable_by_helper(helper: Option<&Path>) -> Result<(), Reason> {
     };
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
     let found = std::fs::metadata(helper);
+    if !Path::new(TABLE).exists() {
+        let message = format!("{TABLE} does not exist, and {HELPER} does not unmount without it");
+        return Err(Reason::new(message, format!("as root: ln -s ../proc/self/mounts {TABLE}")));
+    }
     let privileged = found.is_ok_and(|found| found.uid() == 0 && found.permissions().mode() & 0o4000 != 0);
     // It may have a capability instead of the bit; what it is refused then, it says itself.
     let by_capability = rustix::fs::getxattr(helper, "security.capability", &mut [0; 64]).is_ok();

@@ -40,15 +40,25 @@ pub(crate) struct Client {
 impl Client {
     /// Connects and prepares the session.
     pub(crate) fn connect(conninfo: &Conninfo) -> Result<Self> {
+        Self::connect_within(conninfo, Duration::MAX)
+    }
+
+    /// As [`Self::connect`], where it is no loss not to be connected: a database whose catalogs somebody has locked lets
+    /// nobody in, for as long as that takes.
+    pub(crate) fn connect_within(conninfo: &Conninfo, limit: Duration) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .context("cannot start a runtime for the connection")?;
         let connected = runtime.block_on(async {
-            let (client, connection) = conninfo.config().connect(NoTls).await?;
-            tokio::spawn(connection);
-            Ok::<_, tokio_postgres::Error>(client)
+            tokio::time::timeout(limit, async {
+                let (client, connection) = conninfo.config().connect(NoTls).await?;
+                tokio::spawn(connection);
+                Ok::<_, tokio_postgres::Error>(client)
+            })
+            .await
         });
+        let Ok(connected) = connected else { bail!("no answer from {conninfo} within {} s", limit.as_secs()) };
         let client = connected.map_err(|error| refused(conninfo, &error))?;
         let mut session = Self { runtime, client, version_num: 0 };
         session.batch(SESSION)?;

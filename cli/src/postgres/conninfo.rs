@@ -98,6 +98,13 @@ impl Conninfo {
         Self { config }
     }
 
+    /// The same server and user, in another database.
+    pub(crate) fn in_database(&self, database: &str) -> Self {
+        let mut config = self.config.clone();
+        config.dbname(database);
+        Self { config }
+    }
+
     /// See [`Conninfo::resolve`].
     pub(crate) fn resolve_in(text: &str, surroundings: &dyn Surroundings) -> Result<Self> {
         let Text { mut config, password_file, says_sslmode } = parse(text.trim())?;

@@ -258,6 +258,19 @@ impl ControlFile {
     }
 }
 
+impl ControlFile {
+    /// Settings of which a hot standby must have at least as much as its original ran with.
+    pub(crate) const fn hot_standby_needs(&self) -> [(&'static str, u32); 5] {
+        [
+            ("max_connections", self.max_connections),
+            ("max_worker_processes", self.max_worker_processes),
+            ("max_wal_senders", self.max_wal_senders),
+            ("max_prepared_transactions", self.max_prepared_transactions),
+            ("max_locks_per_transaction", self.max_locks_per_transaction),
+        ]
+    }
+}
+
 /// Little-endian numbers at offsets whose range was checked once.
 struct Fields<'a>(&'a [u8]);
 

@@ -31,6 +31,7 @@ use serde::{Deserialize, Serialize};
 
 use super::conf::{self, Setting};
 use super::files;
+use super::isolation::Isolation;
 use super::plan::Plan;
 use super::session::Journal;
 use super::standby::{RECOVERY_SIGNAL, STANDBY_SIGNAL};
@@ -70,10 +71,6 @@ const KEPT_WHY: &str = "Chosen for this copy, and what keeps it out of the origi
 const ISOLATED: &str = "isolated copy";
 const FIRST_START: &str = "first start";
 
-/// What a copy must not do beside its original.
-const ISOLATION: [(&str, &str); 3] =
-    [("archive_mode", "off"), ("max_logical_replication_workers", "0"), ("synchronous_standby_names", "")];
-
 /// A socket's path, with `/.s.PGSQL.65535` behind the directory, must fit `sockaddr_un`.
 const SOCKET_DIRECTORY_BYTES_MAX: usize = 107 - "/.s.PGSQL.65535".len();
 
@@ -87,13 +84,34 @@ pub(crate) struct Configuration<'a> {
     restore_command: String,
     /// What the original raised after the backup, and replay needs.
     raised: &'a BTreeMap<String, String>,
+    /// As it was decided when the configuration was begun.
+    isolation: Option<&'a Isolation>,
 }
 
 impl<'a> Configuration<'a> {
     /// The configuration of a session; `program` is our own binary, as the owner can run it.
     pub(crate) fn new(journal: &'a Journal, backup: &'a BackupInfo, program: &Path) -> Self {
-        let Journal { plan, id, raised, .. } = journal;
-        Self { plan, id, backup, restore_command: restore_command(program, plan), raised }
+        let Journal { plan, id, raised, isolation, .. } = journal;
+        let restore_command = restore_command(program, plan);
+        Self { plan, id, backup, restore_command, raised, isolation: isolation.as_ref() }
+    }
+
+    /// Decides how the copy is kept from what its original does; nothing for an adopted one. From files as the backup
+    /// has them, so it is done once, and goes into the journal before anything is written into them.
+    pub(crate) fn isolate(&self, binaries: &Binaries, owner: &Owner) -> anyhow::Result<Option<Isolation>> {
+        if self.plan.adopt {
+            return Ok(None);
+        }
+        self.undo()?;
+        self.write_missing_files()?;
+        let mut auto = files::read(&self.plan.data().join(AUTO))?.unwrap_or_default();
+        if conf::has_block(&auto, ISOLATED) {
+            // The original was an isolated copy itself; what was off there is off here.
+            auto = conf::without_block(&auto, ISOLATED);
+            self.write(AUTO, &auto)?;
+        }
+        let effective = |name: &str| effective(binaries, owner, self.plan.data(), name);
+        Isolation::of(&effective, &|name| conf::value_of(&auto, name).is_some()).map(Some)
     }
 
     /// Edits the files for the recovery and puts its signal file in place. Can be done again after a crash anywhere
@@ -139,7 +157,11 @@ impl<'a> Configuration<'a> {
     /// and a directory for the socket, which a reboot may have taken.
     pub(crate) fn prepare_start(&self) -> anyhow::Result<()> {
         self.make_socket_directory()?;
-        self.signal()?;
+        // A standby may have a target, but a recovery without one opens at the end of the WAL: never `recovery.signal`
+        // beside settings that are not its own.
+        if self.plan.target.waits_at_the_end() {
+            self.signal()?;
+        }
         let settings = self.recovery_settings()?;
         let names: Vec<&str> = settings.iter().map(|setting| setting.name.as_str()).collect();
         if let Some(auto) = files::read(&self.plan.data().join(AUTO))? {
@@ -147,7 +169,14 @@ impl<'a> Configuration<'a> {
         }
         let conf = files::read(&self.plan.data().join(CONF))?.unwrap_or_default();
         let why = "Only until the server has left recovery; `pghydrant restore` takes it out again.";
-        self.write(CONF, &conf::with_block(&conf, &self.stamp(), why, &settings))
+        self.write(CONF, &conf::with_block(&conf, &self.stamp(), why, &settings))?;
+        self.signal()
+    }
+
+    /// Whether the recovery's settings are in the configuration.
+    pub(crate) fn is_in_force(&self) -> anyhow::Result<bool> {
+        let conf = files::read(&self.plan.data().join(CONF))?;
+        Ok(conf.is_some_and(|conf| conf::has_block(&conf, &self.stamp())))
     }
 
     /// What a hot standby needs more of than the configuration gives: it refuses to start with less than `pg_control` has.
@@ -157,15 +186,8 @@ impl<'a> Configuration<'a> {
         owner: &Owner,
         control: &ControlFile,
     ) -> anyhow::Result<Vec<Setting>> {
-        let needed = [
-            ("max_connections", control.max_connections),
-            ("max_worker_processes", control.max_worker_processes),
-            ("max_wal_senders", control.max_wal_senders),
-            ("max_prepared_transactions", control.max_prepared_transactions),
-            ("max_locks_per_transaction", control.max_locks_per_transaction),
-        ];
         let mut lacking = Vec::new();
-        for (name, needed) in needed {
+        for (name, needed) in control.hot_standby_needs() {
             let given = effective(binaries, owner, self.plan.data(), name)?;
             if given.parse().is_ok_and(|given: u32| given < needed) {
                 lacking.push(Setting::new(name, needed.to_string()));
@@ -249,6 +271,9 @@ impl<'a> Configuration<'a> {
         settings.push(Setting::new("restore_command", self.restore_command.clone()));
         settings.extend(dangerous_commands());
         settings.extend(self.no_reading_ahead());
+        // What an isolated copy keeps is not to be taken out.
+        let stays = |name: &str| !self.plan.adopt && self.isolation.is_some_and(|isolation| isolation.has(name));
+        settings.retain(|setting| !stays(&setting.name));
         settings
     }
 
@@ -340,9 +365,9 @@ impl<'a> Configuration<'a> {
         if self.plan.adopt {
             return conf::without_block(auto, ISOLATED);
         }
-        let settings = ISOLATION.map(|(name, value)| Setting::new(name, value));
-        let why = "An isolated copy: it must not write into the original's archive, drain its replication slots or wait\n\
-                   for its standbys. ALTER SYSTEM RESET lifts each; so does restoring with --adopt.";
+        let settings = self.isolation.map_or_else(|| Isolation::default().settings(), Isolation::settings);
+        let why = "An isolated copy: it must not write into the original's archive, drain its replication slots, wait for\n\
+                   its standbys or run its jobs. ALTER SYSTEM RESET lifts each; so does restoring with --adopt.";
         conf::with_block(auto, ISOLATED, why, &settings)
     }
 

@@ -129,6 +129,10 @@ impl Restore<'_> {
         let owner = Owner::named(&self.plan().owner.name)
             .or_else(|_| Owner::numbered(self.plan().owner.uid, self.plan().owner.gid))?;
         let binaries = Binaries::in_directory(&self.plan().programs)?;
+        if self.session.journal.isolation.is_none() {
+            self.session.journal.isolation = self.configuration()?.isolate(&binaries, &owner)?;
+            self.session.save()?;
+        }
         let configuration = self.configuration()?;
         let detail = if self.plan().no_start {
             if let Some(setting) = configuration.leave_for_first_start(&binaries, &owner)? {

@@ -25,11 +25,14 @@ impl Restore<'_> {
     /// The configuration goes back, then the server is started once more: neither its socket nor its `pg_hba.conf`
     /// can be changed while it runs, and now it is known to start with the configuration that it will have from now on.
     pub(super) fn revert(&mut self) -> anyhow::Result<()> {
+        let mut instance = recover::instance(self.plan())?;
+        if self.runs_for_good(&instance)? {
+            return Ok(());
+        }
         let step = self.context.output.step("revert");
         let Some(originals) = self.session.journal.originals.clone() else {
             anyhow::bail!("the journal of session {} does not say how the configuration was", self.session.journal.id);
         };
-        let mut instance = recover::instance(self.plan())?;
         instance.stop(StopMode::Fast, STOP_PATIENCE)?;
         let Reverted { kept, changed_meanwhile, altered } = self.configuration()?.revert(&originals)?;
         if self.plan().adopt {
@@ -50,6 +53,16 @@ impl Restore<'_> {
         let time = step.done(&detail);
         self.session.note_step("revert", time.as_secs_f64(), detail);
         Ok(())
+    }
+
+    /// All of it was done before a crash, and people may be at work in the database: it is not stopped again.
+    fn runs_for_good(&self, instance: &Instance) -> anyhow::Result<bool> {
+        let configuration = self.configuration()?;
+        if configuration.is_in_force()? || instance.condition()? != Condition::Up(Some(Status::Ready)) {
+            return Ok(false);
+        }
+        let running = crate::postgres::postmaster::running_in(instance.data_directory())?;
+        Ok(running.is_some_and(|file| file.socket_directory != Some(configuration.socket_directory())))
     }
 
     fn start_for_good(&self, instance: &mut Instance) -> anyhow::Result<()> {
@@ -120,7 +133,7 @@ impl Restore<'_> {
     }
 
     /// The session's directory and its mount's log go; the journal stays.
-    fn end_session(&mut self) -> anyhow::Result<()> {
+    pub(super) fn end_session(&mut self) -> anyhow::Result<()> {
         let (plan, id) = (self.plan(), &self.session.journal.id);
         hydration::end(&copy::layout(plan), id, &LocalDisk::new())?;
         self.session.remove_mount_log()?;
@@ -132,7 +145,7 @@ impl Restore<'_> {
     pub(super) fn report_waiting(&mut self) -> anyhow::Result<Exit> {
         let configuration = self.configuration()?;
         let (socket, port) = (configuration.socket_directory(), configuration.recovery_port());
-        report::waiting(self.session, &socket, port, self.context);
+        report::waiting(self.session, &self.backup.info, &socket, port, self.context);
         Ok(Exit::Done)
     }
 }

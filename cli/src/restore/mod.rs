@@ -4,7 +4,7 @@
 //! validate   look at everything, decide, report all problems at once        preflight, survey, choose, plan
 //! mount      the backup as a file system, served by a process of its own    crate::mount
 //! copy       every block verified before it is written                      copy, engine::hydration
-//! configure  restore settings into the configuration, isolation of a copy   configure, conf, marker
+//! configure  restore settings into the configuration, isolation of a copy   configure, conf, isolation, marker
 //! start      backup_label and pg_control in place, then pg_ctl -W           recover
 //! recover    WAL staged ahead of the replay; watched, not believed          recovery, staging
 //! act        promote, pause or shut down: what the server really did        recover
@@ -22,7 +22,8 @@
 //! - Nothing half done can start: `pg_control` comes last, after the configuration.
 //! - Once the server may have run in the directory, no block and no `pg_control` is written there again.
 //! - The recovery's settings are in force until the server has left recovery, and gone afterwards.
-//! - A copy that is not adopted archives nowhere, subscribes to nothing, and writes into no directory of the original's.
+//! - A copy that is not adopted archives nowhere, subscribes to nothing, runs no jobs of the original's, and writes into
+//!   no directory of the original's.
 
 mod choose;
 mod claim;
@@ -31,6 +32,7 @@ mod configure;
 mod copy;
 mod files;
 mod finish;
+pub(crate) mod isolation;
 pub(crate) mod marker;
 mod moment;
 mod plan;
@@ -42,7 +44,7 @@ pub(crate) mod retarget;
 pub(crate) mod session;
 pub(crate) mod staging;
 pub(crate) mod standby;
-mod survey;
+pub(crate) mod survey;
 mod target;
 pub(crate) mod verbs;
 

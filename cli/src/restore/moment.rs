@@ -158,7 +158,9 @@ fn instant(text: &str, wanted: DateTime, zone: &TimeZone) -> Result<Timestamp, S
             ));
         }
         AmbiguousOffset::Fold { before, after } => {
-            return Err(format!("\"{text}\" exists twice in {name}, at {before} and at {after}: give the offset"));
+            let with = |offset: Offset| format!("\"{} {}{offset}\"", wanted.date(), wanted.time());
+            let (one, other) = (with(before), with(after));
+            return Err(format!("\"{text}\" exists twice in {name}: give the offset, {one} or {other}"));
         }
     };
     offset.to_timestamp(wanted).map_err(|cause| format!("\"{text}\": {cause}"))
@@ -203,8 +205,17 @@ mod tests {
 
     #[test]
     fn an_hour_that_a_clock_change_repeats_or_skips_asks_for_the_offset() {
-        assert!(resolved("2026-10-25 02:30").unwrap_err().contains("exists twice"));
-        assert!(resolved("2026-03-29 02:30").unwrap_err().contains("does not exist"));
+        assert_eq!(
+            resolved("2026-10-25 02:30").unwrap_err(),
+            "\"2026-10-25 02:30\" exists twice in the local time zone: give the offset, \"2026-10-25 02:30:00+02\" or \"2026-10-25 02:30:00+01\""
+        );
+        assert_eq!(
+            resolved("2026-03-29 02:30").unwrap_err(),
+            "\"2026-03-29 02:30\" does not exist in the local time zone, whose clocks went from +01 to +02 then: give an offset"
+        );
+        for offset in ["+02", "+01"] {
+            assert!(resolved(&format!("2026-10-25 02:30:00{offset}")).is_ok(), "{offset}");
+        }
         assert_eq!(resolved("2026-10-25 02:30+02").as_deref(), Ok("2026-10-25 00:30:00.000000+00"));
     }
 

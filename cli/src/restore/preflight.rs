@@ -12,9 +12,11 @@ use std::fmt;
 use engine::format::backup::BackupInfo;
 use serde::Serialize;
 
+use super::conf;
 use super::plan::{Before, Place, Plan, Source, TablespacePlan, User};
 use super::survey::{Aim, Facts, Found, What};
 use super::target::Target;
+use crate::machine::{self, Finding, Weight};
 pub(crate) use goal::TargetJudgement;
 pub(crate) use request::Request;
 
@@ -54,6 +56,7 @@ pub(crate) fn judge(request: &Request, facts: &Facts) -> Judgement {
     judge.users();
     judge.problems.extend(goal.problems);
     judge.server();
+    judge.machine();
     judge.places();
     judge.tablespaces();
     judge.room();
@@ -146,6 +149,38 @@ impl<'a> Judge<'a> {
                 |free| format!("choose another: --port {free}"),
             );
             self.refuse(format!("port {} is in use ({user})", port.number), free);
+        }
+    }
+
+    /// What keeps a server from starting stops a restore that starts one.
+    fn machine(&mut self) {
+        if self.facts.choice.is_err() {
+            return;
+        }
+        for Finding { weight, what, cure } in machine::judge(&self.facts.needs, &self.facts.machine) {
+            match weight {
+                Weight::Unreadable => self.refuse(what, cure),
+                Weight::Stops if !self.request.no_start => self.refuse(what, cure),
+                Weight::Stops | Weight::Warns => self.warnings.push(format!("{what} (cure: {cure})")),
+            }
+        }
+        if self.request.no_start {
+            self.hot_standby();
+        }
+    }
+
+    /// A restore raises what a hot standby needs by itself; who starts the copy later must do so first.
+    fn hot_standby(&mut self) {
+        let contents = &self.facts.contents;
+        let Some(control) = &contents.control else { return };
+        for (name, needed) in control.hot_standby_needs() {
+            let files = [&contents.auto, &contents.conf].into_iter().flatten();
+            let given = files.flat_map(|text| conf::value_of(text, name)).next().and_then(|value| value.parse().ok());
+            if let Some(given) = given.filter(|given: &u32| *given < needed) {
+                self.warnings.push(format!(
+                    "{name} is {given} in the backup's configuration, and its first start needs {needed} (cure: raise it in postgresql.conf before)"
+                ));
+            }
         }
     }
 

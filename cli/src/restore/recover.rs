@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use engine::units::Lsn;
+use engine::wal::name::WalFile;
 
-use super::Restore;
 use super::claim;
 use super::conf::Setting;
 use super::configure::Configuration;
@@ -14,6 +14,7 @@ use super::recovery::{self, Outcome, Recovered, Watch};
 use super::session::Phase;
 use super::staging::{self, Feed, Stager};
 use super::target::Action;
+use super::{Restore, files, standby};
 use crate::exit::{Exit, Failure};
 use crate::mount::SessionMount;
 use crate::postgres::binaries::Binaries;
@@ -76,6 +77,7 @@ impl Restore<'_> {
         if self.session.journal.moves_on && !claim::has_left_recovery(self.plan(), &instance)? {
             // The target is read at the start.
             instance.stop(StopMode::Fast, STOP_PATIENCE)?;
+            files::remove(&standby::end_mark(self.plan()))?;
         }
         let running = instance.condition()? != Condition::Down;
         let promoting = self.session.journal.at_target.is_some();
@@ -149,7 +151,7 @@ impl Restore<'_> {
     /// did instead of that is a failure of the action, and said so.
     pub(super) fn waits_at_its_target(&mut self, recovered: &Recovered) -> anyhow::Result<bool> {
         if recovered.outcome == Outcome::Promoted {
-            self.refuse_the_old_timeline()?;
+            self.refuse_another_recovery()?;
         }
         let step = self.context.output.step("act");
         let wanted = self.plan().target.action;
@@ -164,6 +166,7 @@ impl Restore<'_> {
                 Ok(false)
             }
             (Outcome::Paused, Action::Pause) | (Outcome::ShutDown, Action::Shutdown) => {
+                self.mark_the_end(recovered)?;
                 step.done(&format!("{}, {where_}", state(&recovered.outcome)));
                 self.session.journal.at_target = Some(where_);
                 self.session.save()?;
@@ -173,6 +176,8 @@ impl Restore<'_> {
                 drop(step);
                 self.session.enter(Phase::Reverting)?;
                 self.revert()?;
+                self.configuration()?.remove_socket_directory()?;
+                self.end_session()?;
                 let message =
                     format!("the server was promoted instead of {}: it did not carry out --action", doing(wanted));
                 Err(Failure::new(Exit::Recovery, message)
@@ -181,6 +186,7 @@ impl Restore<'_> {
             }
             (Outcome::Unreadable, _) => {
                 drop(step);
+                self.mark_the_end(recovered)?;
                 // Where it should be, and not as it should be: `promote` and `cancel` can end that.
                 self.session.journal.at_target = Some(where_);
                 self.session.save()?;
@@ -199,17 +205,40 @@ impl Restore<'_> {
         }
     }
 
-    /// A server that was killed in the checkpoint at the end of its recovery has no signal file any more: started by
-    /// somebody else, it takes its WAL for that of a crash, and replays all of it.
-    fn refuse_the_old_timeline(&self) -> anyhow::Result<()> {
-        let (plan, id) = (self.plan(), &self.session.journal.id);
-        if claim::began_a_timeline(&instance(plan)?.control()?, plan.target.timeline) {
+    /// Where the server waits at the end of the WAL, that end stays: what is archived from now on is not for its next
+    /// start, whoever promotes it.
+    fn mark_the_end(&self, recovered: &Recovered) -> anyhow::Result<()> {
+        if !self.plan().target.waits_at_the_end() {
             return Ok(());
         }
+        let control = instance(self.plan())?.control()?;
+        let reached = recovered.position.lsn.unwrap_or_default().max(control.min_recovery_point);
+        standby::mark_end(self.plan(), reached, self.backup.info.server.wal_segment_bytes)
+    }
+
+    /// The server opened: was that this recovery? One that was killed in the checkpoint at the end of its recovery has no
+    /// signal file any more: started by somebody else, it takes its WAL for that of a crash, and replays all of it. One
+    /// that was started with another configuration, or promoted on its way, did not look for the target either; the
+    /// history of the timeline that it began tells.
+    fn refuse_another_recovery(&self) -> anyhow::Result<()> {
+        let (plan, id) = (self.plan(), &self.session.journal.id);
+        let control = instance(plan)?.control()?;
+        let why = if claim::began_a_timeline(&control, plan.target.timeline) {
+            let began = control.timeline.max(control.min_recovery_timeline);
+            let name = WalFile::History(began).file_name(self.backup.info.server.wal_segment_bytes);
+            let history = files::read(&plan.data().join("pg_wal").join(&name))?;
+            let reason = history.as_deref().and_then(reason_of);
+            let Some(reason) = reason.filter(|reason| plan.target.goal.is_missed_by(reason)) else { return Ok(()) };
+            format!(
+                "and did not stop at its target ({name}: {reason}): somebody started it with another configuration, or promoted it on its way"
+            )
+        } else {
+            let timeline = plan.target.timeline;
+            format!("on timeline {timeline}, not on one of its own: somebody started it after a crash")
+        };
         let message = format!(
-            "the server in {} left recovery on timeline {}, not on one of its own: somebody started it after a crash, and it may be past {}",
+            "the server in {} left recovery {why}, and it may be past {}",
             plan.data().display(),
-            plan.target.timeline,
             plan.target.goal
         );
         let hint = format!(
@@ -286,6 +315,13 @@ impl Restore<'_> {
         let program = if planned.is_file() { planned.clone() } else { std::env::current_exe()? };
         Ok(Configuration::new(&self.session.journal, &self.backup.info, &program))
     }
+}
+
+/// Why a timeline was begun: the last line of its history.
+fn reason_of(history: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(history);
+    let last = text.lines().rfind(|line| !line.trim().is_empty() && !line.starts_with('#'))?;
+    last.splitn(3, '\t').nth(2).map(|reason| reason.trim().to_owned())
 }
 
 const fn doing(action: Action) -> &'static str {

@@ -9,6 +9,7 @@ use engine::format::backup::BackupInfo;
 use serde_json::{Value, json};
 
 use super::finish::log_path;
+use super::isolation;
 use super::plan::{Before, Place, Plan};
 use super::preflight::{Problem, Request};
 use super::session::{Journal, Phase, Session};
@@ -74,7 +75,7 @@ pub(super) fn plan(plan: &Plan, request: &Request, context: &Context) {
     let isolation = if plan.adopt {
         "adopted: it archives and replicates as the original did"
     } else {
-        "an isolated copy: it archives nowhere and subscribes to nothing (--adopt lifts it)"
+        "an isolated copy: it archives nowhere, subscribes to nothing and runs no jobs (--adopt lifts it)"
     };
     lines.push(("isolation", isolation.to_owned()));
     let text = lines.iter().map(|(name, value)| format!("{name:<15} {value}")).collect::<Vec<_>>().join("\n");
@@ -97,9 +98,7 @@ pub(super) fn finished(session: &Session, info: &BackupInfo, port: Option<u16>, 
         plan.data().display(),
         plan.target
     );
-    if !plan.adopt {
-        text.push_str("\nan isolated copy: archiving, subscriptions and synchronous standbys are off in postgresql.auto.conf (ALTER SYSTEM RESET lifts each)");
-    }
+    push_isolation(&mut text, session, info);
     context.output.result(&text, &object(session, info, "running", port));
 }
 
@@ -118,6 +117,7 @@ pub(super) fn not_started(session: &Session, info: &BackupInfo, left: &[String],
     );
     text.push_str("\nonce it has, psql takes out what a standby made from it would follow as well:");
     text.extend(left.iter().map(|name| format!("\nALTER SYSTEM RESET {name};")));
+    push_isolation(&mut text, session, info);
     let mut object = object(session, info, "not_started", None);
     if let Value::Object(fields) = &mut object {
         fields.insert("first_start_settings".to_owned(), json!(left));
@@ -126,7 +126,7 @@ pub(super) fn not_started(session: &Session, info: &BackupInfo, left: &[String],
 }
 
 /// The server waits at its target.
-pub(super) fn waiting(session: &Session, socket: &Path, port: u16, context: &Context) {
+pub(super) fn waiting(session: &Session, info: &BackupInfo, socket: &Path, port: u16, context: &Context) {
     let (journal, id) = (&session.journal, &session.journal.id);
     let paused = journal.plan.target.action == Action::Pause;
     let state = if paused { "paused" } else { "shut down" };
@@ -147,8 +147,17 @@ pub(super) fn waiting(session: &Session, socket: &Path, port: u16, context: &Con
         "session": id, "state": state, "backup": journal.plan.backup, "data": journal.plan.data(),
         "socket_directory": paused.then_some(socket), "port": paused.then_some(port),
         "stopped_at": journal.at_target, "steps": journal.steps, "log": log_path(journal.plan.data()),
+        "isolation": isolation::object(journal.isolation.as_ref(), info, journal.plan.adopt),
     });
     context.output.result(&text, &object);
+}
+
+fn push_isolation(text: &mut String, session: &Session, info: &BackupInfo) {
+    let journal = &session.journal;
+    for line in isolation::text(journal.isolation.as_ref(), info, journal.plan.adopt) {
+        text.push('\n');
+        text.push_str(&line);
+    }
 }
 
 fn object(session: &Session, info: &BackupInfo, state: &str, port: Option<u16>) -> Value {
@@ -157,6 +166,7 @@ fn object(session: &Session, info: &BackupInfo, state: &str, port: Option<u16>) 
         "session": journal.id, "state": state, "backup": info.label, "cluster": info.cluster,
         "data": journal.plan.data(), "port": port, "target": journal.plan.target.to_string(),
         "adopted": journal.plan.adopt, "bytes": journal.plan.bytes, "files": journal.plan.files,
+        "isolation": isolation::object(journal.isolation.as_ref(), info, journal.plan.adopt),
         "steps": journal.steps, "log": log_path(journal.plan.data()),
     })
 }

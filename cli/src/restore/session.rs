@@ -21,6 +21,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::configure::Originals;
+use super::isolation::Isolation;
 use super::plan::Plan;
 use crate::exit::{Exit, Failure};
 use crate::random;
@@ -92,6 +93,9 @@ pub(crate) struct Journal {
     pub(crate) raised: std::collections::BTreeMap<String, String>,
     /// The configuration as the backup has it, once it has been edited.
     pub(crate) originals: Option<Originals>,
+    /// How the copy is kept from what its original does, once that is decided.
+    #[serde(default)]
+    pub(crate) isolation: Option<Isolation>,
     /// Where the session's mount is, while it should be there.
     pub(crate) mount: Option<PathBuf>,
     pub(crate) broken: Option<Broken>,
@@ -198,6 +202,7 @@ impl Store {
             moves_on: false,
             raised: std::collections::BTreeMap::new(),
             originals: None,
+            isolation: None,
             mount: None,
             broken: None,
             steps: Vec::new(),

@@ -14,11 +14,13 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use engine::hydration::SESSION_DIRECTORY;
 use engine::units::Lsn;
-use engine::wal::name::WalFile;
+use engine::wal::name::{SegmentName, WalFile};
 
-use super::staging;
+use super::plan::Plan;
 use super::target::Action;
+use super::{files, staging};
 use crate::postgres::client::Client;
 use crate::postgres::instance::{Instance, StopMode};
 use crate::postgres::postmaster::Status;
@@ -26,7 +28,7 @@ use crate::postgres::postmaster::Status;
 /// Recover, then open.
 pub(super) const RECOVERY_SIGNAL: &str = "recovery.signal";
 /// Recover, then ask for more.
-pub(super) const STANDBY_SIGNAL: &str = "standby.signal";
+pub(crate) const STANDBY_SIGNAL: &str = "standby.signal";
 
 /// Where a backup's recovery begins.
 const BACKUP_LABEL: &str = "backup_label";
@@ -58,6 +60,35 @@ pub(crate) fn note_absence(staging_directory: &Path, name: &str) {
         .and_then(|mut file| file.write_all(format!("{name}\n").as_bytes()));
     if let Err(cause) = noted {
         tracing::warn!("cannot note in {} that {name} is not in the archive: {cause}", staging_directory.display());
+    }
+}
+
+/// Where the session's directory says from which segment on there is no WAL for this server.
+const END: &str = "end_of_wal";
+
+/// See [`mark_end`].
+pub(super) fn end_mark(plan: &Plan) -> PathBuf {
+    plan.session_directory().join(END)
+}
+
+/// Keeps the server from whatever is archived behind `reached`, the end of what it has replayed: `wal fetch` asks.
+pub(super) fn mark_end(plan: &Plan, reached: Lsn, segment_bytes: u64) -> anyhow::Result<()> {
+    let next = SegmentName { timeline: plan.target.timeline, number: reached.0.div_ceil(segment_bytes) };
+    files::write(&end_mark(plan), next.file_name(segment_bytes).as_bytes(), 0o600, &plan.owner)
+}
+
+/// Whether the segment `name` lies behind the end at which the server in `data` waits, or waited.
+pub(crate) fn is_behind_the_end(data: &Path, name: &str) -> anyhow::Result<bool> {
+    let path = data.join(SESSION_DIRECTORY).join(END);
+    let end = match std::fs::read_to_string(&path) {
+        Ok(end) => end,
+        Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        Err(cause) => return Err(engine::Error::io("read", path, cause).into()),
+    };
+    // Of any timeline: what follows the number of the timeline is the segment's, in as many digits.
+    match (name.get(8..24), end.get(8..24)) {
+        (Some(wanted), Some(end)) => Ok(wanted >= end),
+        _ => Ok(false),
     }
 }
 

@@ -24,10 +24,13 @@ use jiff::Timestamp;
 
 use super::choose::{self, Choice};
 use super::conf;
+use super::isolation;
 use super::preflight::{Problem, Request};
 use super::target::Goal;
 use crate::exit::{Exit, Failure};
+use crate::machine::{self, Needs};
 use crate::postgres::binaries::Binaries;
+use crate::postgres::control::{self, ControlFile};
 use crate::postgres::owner::Owner;
 pub(crate) use created::{Created, Location};
 #[cfg(test)]
@@ -50,6 +53,9 @@ pub(crate) struct Facts {
     pub(crate) wal: Result<WalFacts, String>,
     /// By the directory as it was asked for: the data directory, then each tablespace that is known.
     pub(crate) places: Vec<(PathBuf, Found)>,
+    pub(crate) needs: Needs,
+    /// What of that is here.
+    pub(crate) machine: machine::Facts,
     pub(crate) port: PortFacts,
     pub(crate) fuse: Result<(), crate::mount::Reason>,
     /// What the backup's configuration includes, and is neither in the backup nor here.
@@ -66,6 +72,7 @@ pub(crate) struct Contents {
     /// `postgresql.conf` and `postgresql.auto.conf`, where the backup has them.
     pub(crate) conf: Option<Vec<u8>>,
     pub(crate) auto: Option<Vec<u8>>,
+    pub(crate) control: Option<ControlFile>,
 }
 
 /// Room that files need.
@@ -103,8 +110,11 @@ pub(crate) fn look(request: &Request, cluster: &Cluster) -> anyhow::Result<Facts
         Some(backup) => included(backup, path),
         None => Ok(None),
     };
+    let needs = choice.as_ref().ok().map(|(info, _)| needs(info, &contents, request.adopt)).unwrap_or_default();
     let missing_includes = missing_includes(contents.conf.as_deref().unwrap_or_default(), &stored)?;
     Ok(Facts {
+        machine: machine::look(binaries.as_ref().ok(), &needs),
+        needs,
         missing_includes,
         now: Timestamp::now(),
         we_are_root: rustix::process::geteuid().is_root(),
@@ -119,6 +129,13 @@ pub(crate) fn look(request: &Request, cluster: &Cluster) -> anyhow::Result<Facts
         port,
         fuse: crate::mount::fuse_usable(),
     })
+}
+
+/// What the server will ask of this machine.
+pub(crate) fn needs(info: &BackupInfo, contents: &Contents, adopt: bool) -> Needs {
+    let files = [contents.conf.as_deref(), contents.auto.as_deref()];
+    let unloaded = if adopt { &[][..] } else { &isolation::UNLOADED };
+    Needs::of(info, &files, contents.control.as_ref(), unloaded)
 }
 
 /// What was seen of the target and of the way there.
@@ -217,7 +234,7 @@ fn owner_by_place(request: &Request, info: Option<&BackupInfo>) -> anyhow::Resul
     recorded.map_or_else(|| Owner::named("postgres"), Ok)
 }
 
-fn contents(backup: &Backup) -> anyhow::Result<Contents> {
+pub(crate) fn contents(backup: &Backup) -> anyhow::Result<Contents> {
     /// What a file system allocates at least.
     const ALLOCATION_BYTES: u64 = 4096;
     let known: Vec<u32> = backup.info.tablespaces.iter().map(|tablespace| tablespace.oid).collect();
@@ -235,6 +252,7 @@ fn contents(backup: &Backup) -> anyhow::Result<Contents> {
     }
     contents.conf = small_file(backup, "postgresql.conf")?;
     contents.auto = small_file(backup, "postgresql.auto.conf")?;
+    contents.control = small_file(backup, control::PATH)?.and_then(|bytes| ControlFile::parse(&bytes).ok());
     Ok(contents)
 }
 

@@ -91,6 +91,21 @@ impl Goal {
         matches!(self, Self::Time(_) | Self::Xid(_) | Self::Name(_))
     }
 
+    /// Whether a server that gave this reason for its new timeline left recovery without having come to the goal. Of a
+    /// goal that it looked for and did not find, PostgreSQL fills in nothing: transaction 0, position 0/0, the year 2000.
+    pub(crate) fn is_missed_by(&self, reason: &str) -> bool {
+        let nothing: &[&str] = match self {
+            Self::Latest => return false,
+            Self::Immediate => &[],
+            // In the server's own time zone.
+            Self::Time(_) => &[" 2000-01-01 ", " 1999-12-31 "],
+            Self::Lsn(_) => &[" LSN 0/0"],
+            Self::Xid(_) => &[" transaction 0"],
+            Self::Name(_) => &["\"\""],
+        };
+        reason == "no recovery target specified" || nothing.iter().any(|nothing| reason.contains(nothing))
+    }
+
     /// `--target-exclusive` where there is no "before".
     pub(crate) fn refuse_empty_before(&self, exclusive: bool) -> anyhow::Result<()> {
         if !exclusive || self.has_a_before() {
@@ -271,6 +286,21 @@ mod tests {
         assert!(goal(Goals { target_name: Some("x".repeat(64)), ..Goals::default() }).is_err());
         assert!(goal(Goals { target_name: Some(String::new()), ..Goals::default() }).is_err());
         assert!(goal(Goals { target_time: Some("soon".into()), ..Goals::default() }).is_err());
+    }
+
+    #[test]
+    fn a_timelines_history_tells_whether_the_goal_was_come_to() {
+        let none = "no recovery target specified";
+        assert!(!Goal::Latest.is_missed_by(none) && Goal::Immediate.is_missed_by(none));
+        assert!(!Goal::Immediate.is_missed_by("reached consistency"));
+        for (goal, reached, missed) in [
+            (Goal::Name("x".into()), "at restore point \"x\"", "at restore point \"\""),
+            (Goal::Xid(7), "after transaction 742", "before transaction 0"),
+            (Goal::Lsn(Lsn(7)), "after LSN 0/5000028", "before LSN 0/0"),
+            (Goal::Time(Timestamp::UNIX_EPOCH), "before 2026-11-22 08:15:00.5+00", "before 2000-01-01 00:00:00+00"),
+        ] {
+            assert!(!goal.is_missed_by(reached) && goal.is_missed_by(missed) && goal.is_missed_by(none), "{goal}");
+        }
     }
 
     #[test]

@@ -49,7 +49,10 @@ pub(crate) fn retry(id: &SessionId, context: &Context) -> anyhow::Result<Exit> {
     if journal.phase == Phase::Finished {
         return Err(finished(id));
     }
-    if journal.at_target.is_some() && journal.plan.target.action != Action::Promote {
+    if waits_and_is_down(journal)? {
+        // After a reboot: it is started, and comes to wait where it did.
+        session.journal.at_target = None;
+    } else if journal.at_target.is_some() && journal.plan.target.action != Action::Promote {
         let message = format!("session {id} is at its target and waits: there is nothing to retry");
         return Err(Failure::new(Exit::Usage, message)
             .hint(format!("`pghydrant promote {id}` ends recovery, `pghydrant retarget {id}` moves it on, `pghydrant cancel {id}` removes the copy"))
@@ -57,6 +60,15 @@ pub(crate) fn retry(id: &SessionId, context: &Context) -> anyhow::Result<Exit> {
     }
     session.journal.attempts += 1;
     super::drive(session, context)
+}
+
+/// A server that was paused at its target, and does not run any more.
+fn waits_and_is_down(journal: &Journal) -> anyhow::Result<bool> {
+    if journal.at_target.is_none() || journal.plan.target.action != Action::Pause || !claim::is_ours(journal)? {
+        return Ok(false);
+    }
+    let instance = recover::instance(&journal.plan)?;
+    Ok(instance.condition()? == Condition::Down && !claim::has_left_recovery(&journal.plan, &instance)?)
 }
 
 /// `promote ID`: ends the recovery of a server that waits at its target.

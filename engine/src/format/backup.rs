@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::codec::Compression;
 use crate::format::Malformed;
+use crate::format::environment::Environment;
 use crate::format::json::{read_json, write_json};
 use crate::format::repository::check_segment_bytes;
 use crate::units::{BackupLabel, BlockSize, ClusterName, Lsn, SystemIdentifier, Timeline};
@@ -99,6 +100,9 @@ pub struct ServerInfo {
     pub owner: String,
     /// Other settings as the server ran them: `port`, `max_connections`, `shared_preload_libraries`, `archive_mode`, …
     pub settings: std::collections::BTreeMap<String, String>,
+    /// What it found on its machine; unknown of a base backup that was taken over, and of earlier backups.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment: Option<Environment>,
 }
 
 /// The WAL that makes a backup consistent.

@@ -9,6 +9,7 @@ use crate::error::Error;
 
 pub mod backup;
 pub mod block;
+pub mod environment;
 mod fields;
 pub mod file;
 pub mod header;

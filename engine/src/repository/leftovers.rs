@@ -33,14 +33,18 @@ impl Names {
         // Manifests first: one that is there has its mark, or a moment later its description.
         let manifests = list_or_empty(store, &keys::manifests(name))?;
         let backups = list_or_empty(store, &keys::backups(name))?;
-        Ok(Self {
-            described: backups.iter().filter_map(|entry| keys::backup_of(entry.name())).collect(),
-            marked: backups.iter().filter_map(|entry| keys::unfinished_of(entry.name())).collect(),
-            manifests: manifests
-                .into_iter()
-                .filter_map(|entry| Some((keys::manifest_of(entry.name())?, entry)))
-                .collect(),
-        })
+        let described: BTreeSet<_> = backups.iter().filter_map(|entry| keys::backup_of(entry.name())).collect();
+        let marked: BTreeSet<_> = backups.iter().filter_map(|entry| keys::unfinished_of(entry.name())).collect();
+        let mut found = BTreeMap::new();
+        for (label, entry) in manifests.into_iter().filter_map(|entry| Some((keys::manifest_of(entry.name())?, entry)))
+        {
+            // One that has neither may have been swept between the two looks.
+            let known = described.contains(&label) || marked.contains(&label);
+            if known || store.size(&entry.key)?.is_some() {
+                found.insert(label, entry);
+            }
+        }
+        Ok(Self { described, marked, manifests: found })
     }
 
     /// The backups that were committed, whether or not they can be read, oldest first.

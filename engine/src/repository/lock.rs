@@ -62,7 +62,8 @@ impl Lock {
             Err(cause) => return Err(Error::io("lock", &path, cause)),
         }
         let mut lock = Self { file, exclusive: true };
-        lock.name_holder().map_err(|cause| Error::io("write", &path, cause))?;
+        // Only a hint: a full disk must not keep away the sweep that makes room on it.
+        let _ = lock.name_holder();
         Ok(lock)
     }
 

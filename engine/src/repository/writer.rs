@@ -16,6 +16,7 @@ use jiff::Timestamp;
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 
+use super::chunks::read_chunk;
 use super::leftovers::Names;
 use super::packs::Packs;
 use super::sweep::sweep;
@@ -66,7 +67,21 @@ pub struct Description {
 pub struct LeafRef {
     chunk: ChunkRef,
     records: u64,
-    packs: Vec<PackUse>,
+    packs: BTreeMap<PackId, Referred>,
+}
+
+/// What of a pack is referred to.
+#[derive(Clone, Copy, Debug, Default)]
+struct Referred {
+    bytes: u64,
+    /// Behind the last run: no pack may be shorter.
+    end: u64,
+}
+
+impl Referred {
+    fn and(self, other: Self) -> Self {
+        Self { bytes: self.bytes + other.bytes, end: self.end.max(other.end) }
+    }
 }
 
 /// A backup on its way. `&self` methods are for all workers at once. Dropped unfinished, it leaves only garbage that
@@ -98,7 +113,7 @@ struct ManifestFile {
 struct Tree {
     groups: BTreeMap<u64, IndexEntry>,
     manifest_bytes: BTreeMap<u32, u64>,
-    pack_bytes: BTreeMap<PackId, u64>,
+    packs: BTreeMap<PackId, Referred>,
     totals: Totals,
 }
 
@@ -174,15 +189,21 @@ impl BackupWriter {
         if records.is_empty() || records.len() as u64 > LEAF_RECORDS {
             return Err(Error::Refused(format!("a leaf of {} records", records.len())));
         }
-        let mut packs = BTreeMap::<PackId, u64>::new();
+        let mut packs = BTreeMap::<PackId, Referred>::new();
         let runs = records.iter().flat_map(|record| match record.content {
             Content::Zero => [None, None],
             Content::Stored { at, .. } => [Some(at), None],
             Content::Patched { base, patch, .. } => [Some(base), Some(patch)],
         });
-        runs.flatten().for_each(|run| *packs.entry(run.pack).or_default() += u64::from(run.stored));
-        let chunk = self.put_chunk(&leaf_to_bytes(records))?;
-        let packs = packs.into_iter().map(|(pack, bytes)| PackUse { pack, bytes }).collect();
+        for run in runs.flatten() {
+            let bytes = u64::from(run.stored);
+            let referred = packs.entry(run.pack).or_default();
+            *referred = referred.and(Referred { bytes, end: run.end() });
+        }
+        let bytes = leaf_to_bytes(records);
+        // Any other leaf that the parent has as well was read to find that out.
+        let never_read = packs.is_empty();
+        let chunk = if never_read { self.put_unread_chunk(&bytes)? } else { self.put_chunk(&bytes)? };
         Ok(LeafRef { chunk, records: records.len() as u64, packs })
     }
 
@@ -221,7 +242,7 @@ impl BackupWriter {
         let Description { server, .. } = &description;
         self.cluster.refuse_stranger(server.system_identifier, server.wal_segment_bytes)?;
         let tree = std::mem::take(&mut *lock(&self.tree));
-        let Tree { groups, mut manifest_bytes, pack_bytes, mut totals } = tree;
+        let Tree { groups, mut manifest_bytes, packs, mut totals } = tree;
         let (files, group_count) = (totals.files + totals.directories, groups.len() as u64);
         let mut index_chunks = Vec::new();
         let put_index = |bytes: Vec<u8>| {
@@ -238,9 +259,9 @@ impl BackupWriter {
             label: label.clone(),
             bytes: manifest_bytes.get(&(number as u32)).copied().unwrap_or(0),
         };
-        let packs: Vec<PackUse> = pack_bytes.into_iter().map(|(pack, bytes)| PackUse { pack, bytes }).collect();
-        // Those of the parent, too: one may have been lost since the backup began.
-        refuse_lost_packs(&self.cluster, &packs)?;
+        // Those of the parent, too: one may have been lost, or lost its end, before or since the backup began.
+        refuse_lost_packs(&self.cluster, packs.iter().map(|(pack, referred)| (*pack, referred.end)))?;
+        let packs = packs.into_iter().map(|(pack, Referred { bytes, .. })| PackUse { pack, bytes }).collect();
         let root = Root {
             block_size: self.packs.block_size,
             index: top.chunk,
@@ -297,13 +318,29 @@ impl BackupWriter {
         Ok(info)
     }
 
+    /// The same for one that the parent may have, damaged, without anybody having noticed.
+    fn put_unread_chunk(&self, bytes: &[u8]) -> Result<ChunkRef> {
+        let known = self.known.get(&Hash::of(bytes));
+        let known = known.and_then(|known| Some((known, self.manifests.get(known.manifest as usize)?)));
+        let Some((known, label)) = known else { return self.put_chunk(bytes) };
+        match read_chunk(self.cluster.store(), &keys::manifest(self.cluster.name(), label), known) {
+            Ok(_) => Ok(*known),
+            Err(Error::Corrupt { .. }) => self.append_chunk(bytes),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The place of a chunk: the parent's, if it has the same, else at the end of this backup's manifest.
     fn put_chunk(&self, bytes: &[u8]) -> Result<ChunkRef> {
+        match self.known.get(&Hash::of(bytes)) {
+            Some(known) => Ok(*known),
+            None => self.append_chunk(bytes),
+        }
+    }
+
+    fn append_chunk(&self, bytes: &[u8]) -> Result<ChunkRef> {
         let own = (self.manifests.len() - 1) as u32;
         let mut chunk = ChunkRef::to(bytes, own, 0);
-        if let Some(known) = self.known.get(&chunk.hash) {
-            return Ok(*known);
-        }
         let mut file = lock(&self.manifest);
         chunk.offset = file.upload.written();
         file.upload.append(bytes)?;
@@ -322,8 +359,9 @@ impl Tree {
         for chunk in group.leaves().iter().chain([chunk]) {
             *self.manifest_bytes.entry(chunk.manifest).or_default() += u64::from(chunk.bytes);
         }
-        for used in leaves.iter().flat_map(|leaf| &leaf.packs) {
-            *self.pack_bytes.entry(used.pack).or_default() += used.bytes;
+        for (pack, referred) in leaves.iter().flat_map(|leaf| &leaf.packs) {
+            let all = self.packs.entry(*pack).or_default();
+            *all = all.and(*referred);
         }
         for file in group.files() {
             match file.kind {
@@ -343,7 +381,7 @@ impl Tree {
 fn newest_readable(cluster: &Cluster) -> Result<Option<(Backup, HashMap<Hash, ChunkRef>)>> {
     for label in cluster.labels()?.into_iter().rev() {
         let readable = cluster.backup(&label).and_then(|backup| {
-            refuse_lost_packs(cluster, backup.manifest.packs())?;
+            refuse_lost_packs(cluster, backup.manifest.packs().iter().map(|used| (used.pack, used.bytes)))?;
             Ok((chunks_of(&backup)?, backup))
         });
         match readable.map(|(known, backup)| (backup, known)) {
@@ -358,16 +396,18 @@ fn newest_readable(cluster: &Cluster) -> Result<Option<(Backup, HashMap<Hash, Ch
     Ok(None)
 }
 
-/// A backup that refers to the blocks of a lost pack could not be restored, nor could any that goes on from it. What is
-/// in the packs is for `verify` to read.
-fn refuse_lost_packs(cluster: &Cluster, packs: &[PackUse]) -> Result<()> {
-    for used in packs {
-        let key = keys::pack(cluster.name(), used.pack);
+/// A backup that refers to the blocks of a lost pack could not be restored, nor could any that goes on from it. Each pack
+/// comes with the bytes that it must have at least. What is in the packs is for `verify` to read.
+fn refuse_lost_packs(cluster: &Cluster, packs: impl Iterator<Item = (PackId, u64)>) -> Result<()> {
+    for (pack, least) in packs {
+        let key = keys::pack(cluster.name(), pack);
         let found = cluster.store().size(&key)?;
-        if found.is_none_or(|bytes| bytes < used.bytes) {
+        if found.is_none_or(|bytes| bytes < least) {
             let detail = match found {
-                None => "it is missing".to_owned(),
-                Some(bytes) => format!("it has {bytes} bytes, and backups refer to {} of it", used.bytes),
+                None => "it is missing; a backup with --full does not build on it".to_owned(),
+                Some(bytes) => format!(
+                    "it has {bytes} bytes, and backups refer to {least} of it; a backup with --full does not build on it"
+                ),
             };
             return Err(Error::corrupt(cluster.store().describe(&key), detail));
         }

@@ -2,8 +2,8 @@
 //!
 //! PostgreSQL takes "no such segment" for the end of the WAL and opens the database there. So absence is an answer
 //! that has to be proven: the repository is the one it was, its WAL directory can be read, nothing of that timeline lies
-//! behind the segment, and no later timeline left it behind the segment. Everything else is an error. A network file system that hiccups is asked again
-//! first, for a bounded time.
+//! behind the segment, no later timeline left it behind the segment, and no backup ends behind it. Everything else is an
+//! error. A network file system that hiccups is asked again first, for a bounded time.
 
 use std::fs::File;
 use std::io::Write;
@@ -14,7 +14,7 @@ use std::time::Duration;
 use super::name::{SegmentName, WalFile};
 use super::{WalArchive, WalObject};
 use crate::io::durable;
-use crate::units::Timeline;
+use crate::units::{BackupLabel, Timeline};
 use crate::{Error, Result};
 
 /// Pauses between tries when the disk or the network says that it may be better soon: 6 seconds in all. After that
@@ -84,7 +84,10 @@ impl WalArchive {
         let later = files.into_iter().filter_map(number_of).filter(|segment| segment.number > wanted.number).min();
         let goes_on = match later {
             Some(later) => Some(later.file_name(self.segment_bytes())),
-            None => self.left_behind(wanted)?.map(|timeline| format!("timeline {timeline}")),
+            None => match self.left_behind(wanted)? {
+                Some(timeline) => Some(format!("timeline {timeline}")),
+                None => self.backed_up(wanted)?.map(|label| format!("backup {label}")),
+            },
         };
         match goes_on {
             None => Ok(Absence::Proven),
@@ -104,6 +107,23 @@ impl WalArchive {
             let Some(history) = self.history(timeline)? else { continue };
             if history.ancestors.iter().any(|left| left.timeline == wanted.timeline && left.left_at >= end) {
                 return Ok(Some(timeline));
+            }
+        }
+        Ok(None)
+    }
+
+    /// A backup of the timeline that ends behind the segment's first byte was not committed without it: what is missing
+    /// now was there. One that has lost its description says nothing, and must not stop the recovery from another.
+    fn backed_up(&self, wanted: SegmentName) -> Result<Option<BackupLabel>> {
+        let start = wanted.start(self.segment_bytes());
+        for label in self.cluster().labels()?.into_iter().rev() {
+            match self.cluster().backup_info(&label) {
+                Ok(info) if info.wal.timeline == wanted.timeline && info.wal.stop > start => return Ok(Some(label)),
+                Ok(_) => {}
+                Err(Error::Corrupt { .. } | Error::Unsupported { .. }) => {
+                    tracing::warn!("the description of backup {label} cannot be read");
+                }
+                Err(error) => return Err(error),
             }
         }
         Ok(None)

@@ -206,6 +206,29 @@ fn a_hole_before_a_later_timeline_left_is_a_fault() {
     assert_eq!(fetch(&archive, &name(1, 7), &to).unwrap(), Fetched::Absent);
 }
 
+/// The archive has lost its end, or all of the timeline: nothing that is left in it says so.
+#[test]
+fn a_segment_that_a_backup_needed_is_not_proven_absent() {
+    let place = Place::new();
+    let archive = place.filled(&[(1, 1)]);
+    let backup = backups::back_up_small(archive.cluster()).unwrap();
+    let to = place.directory.path().join("RECOVERYXLOG");
+    let text = |wanted| {
+        let label = &backup.label;
+        format!("WAL segment {} is missing from the archive, which goes on with backup {label}", name(1, wanted))
+    };
+    // It ends within segment 2.
+    assert_eq!(fetch(&archive, &name(1, 2), &to).unwrap_err().to_string(), text(2));
+    assert_eq!(fetch(&archive, &name(1, 3), &to).unwrap(), Fetched::Absent);
+    assert_eq!(fetch(&archive, &name(2, 2), &to).unwrap(), Fetched::Absent);
+    std::fs::remove_dir_all(place.repository.root().join("clusters/main/wal/00000001")).unwrap();
+    assert_eq!(fetch(&archive, &name(1, 1), &to).unwrap_err().to_string(), text(1));
+    // Without its description nobody knows where it ended, and the recovery from another is not stopped for that.
+    let description = keys::backup(archive.cluster().name(), &backup.label);
+    std::fs::remove_file(archive.store().describe(&description)).unwrap();
+    assert_eq!(fetch(&archive, &name(1, 2), &to).unwrap(), Fetched::Absent);
+}
+
 #[test]
 fn a_partial_segment_never_answers_for_a_whole_one() {
     let place = Place::new();

@@ -87,6 +87,7 @@ fn description() -> Description {
             outside_files: Vec::new(),
             owner: "postgres".to_owned(),
             settings: BTreeMap::new(),
+            environment: None,
         },
         wal: WalRange { timeline: Timeline(1), start: Lsn(0x20_0028), stop: Lsn(0x20_0100) },
         snapshot: Snapshot::default(),

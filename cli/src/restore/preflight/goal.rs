@@ -73,7 +73,7 @@ impl Judge<'_> {
     }
 
     fn wal(&mut self) {
-        let Ok((info, _)) = self.choice else { return };
+        let Ok((info, path)) = self.choice else { return };
         let facts = match self.wal {
             Ok(facts) => facts,
             Err(refusal) => {
@@ -85,11 +85,16 @@ impl Judge<'_> {
         let goal = &self.request.goal;
         let end = facts.end.map_or_else(|| "nothing".to_owned(), |end| end.to_string());
         if let (Goal::Lsn(lsn), Some(archive_end)) = (goal, facts.end)
-            && *lsn > archive_end
+            && *lsn >= archive_end
         {
+            // PostgreSQL stops at a record that begins there or later, or not at all.
+            let place = if *lsn == archive_end { "is" } else { "lies after" };
             return self.refuse(
-                format!("LSN {lsn} lies after the end of the archived WAL ({archive_end})"),
-                "archive the rest of the WAL first, or choose an earlier target",
+                format!("LSN {lsn} {place} the end of the archived WAL of timeline {} ({archive_end})", path.timeline),
+                format!(
+                    "leave --target-lsn out to recover to the end of the WAL, or archive the rest of it first{}",
+                    other_timelines(facts)
+                ),
             );
         }
         if let Some(first) = facts.missing.first() {
@@ -135,8 +140,14 @@ impl Judge<'_> {
                 let place =
                     gap.map_or_else(|| format!("up to {end}"), |gap| format!("before the missing segment {gap}"));
                 self.refuse(
-                    format!("{goal} is not in the WAL after the backup's end ({}), {place}", info.wal.stop),
-                    "check it, choose an earlier backup with --backup, or archive the rest of the WAL first",
+                    format!(
+                        "{goal} is not in the WAL of timeline {} after the backup's end ({}), {place}",
+                        path.timeline, info.wal.stop
+                    ),
+                    format!(
+                        "check it, choose an earlier backup with --backup, or archive the rest of the WAL first{}",
+                        other_timelines(facts)
+                    ),
                 );
             }
             _ => {}
@@ -210,6 +221,15 @@ impl Judge<'_> {
             .push(format!("not proven: {what}; where there is none, PostgreSQL says so after its replay"));
         self.judgement.unproven = Some(what);
     }
+}
+
+/// What else there is: a target of a timeline that was left, or that came later, is on no other.
+fn other_timelines(facts: &WalFacts) -> String {
+    let others: Vec<String> = facts.other_timelines.iter().map(ToString::to_string).collect();
+    if others.is_empty() {
+        return String::new();
+    }
+    format!("; the archive also has what --target-timeline {} leads to", others.join(" or "))
 }
 
 fn whole_second(moment: Timestamp) -> Timestamp {

@@ -43,6 +43,8 @@ pub(crate) struct WalFacts {
     pub(crate) archived: Option<Timestamp>,
     /// The end of a later backup by whose snapshot the transaction had ended.
     pub(crate) ended_by: Option<Lsn>,
+    /// Timelines in the archive besides the one that is followed.
+    pub(crate) other_timelines: Vec<Timeline>,
     /// The tablespaces that the replay would create; none where the WAL was not searched for them.
     pub(crate) created: Option<Vec<Created>>,
 }
@@ -165,6 +167,7 @@ pub(super) fn wal_facts(
     let unsearchable = blind.map(|found| format!("{PG_WALDUMP} is missing from {}", found.directory().display()));
     let ended_by = ended_by.filter(|_| unsearchable.is_some());
     let mut facts = WalFacts { end, place, unsearchable, ended_by, ..WalFacts::default() };
+    facts.other_timelines = archive.timelines()?.into_iter().filter(|timeline| *timeline != path.timeline).collect();
     let needed = match &request.goal {
         Goal::Lsn(lsn) => (*lsn).max(info.wal.stop),
         Goal::Name(_) => place.unwrap_or(info.wal.stop).max(info.wal.stop),

@@ -205,6 +205,64 @@ fn a_backup_whose_packs_are_lost_is_no_parent() {
     }
 }
 
+/// More is left of it than is referred to, as the rest belonged to blocks that have changed since.
+#[test]
+fn a_pack_that_lost_its_end_is_noticed_before_the_next_backup_is_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let cluster = cluster_of(&repository_in(directory.path())).unwrap();
+    let file = |seed| (format!("base/5/{seed}"), Some(pages(400, seed)));
+    let first = Tree::from([file(1), file(2)]);
+    back_up(&cluster, &first, Parent::Full).unwrap();
+    let pack = std::fs::read_dir(cluster.store().describe(&keys::packs(cluster.name()))).unwrap();
+    let pack = pack.map(|entry| entry.unwrap().path()).next().unwrap();
+    // Groups are put in from the last on: the second file's blocks lie behind the first's, or before them.
+    for gone in [1, 2] {
+        let whole = std::fs::read(&pack).unwrap();
+        let mut tree = first.clone();
+        tree.insert(format!("base/5/{gone}"), Some(pages(400, 9)));
+        let second = back_up(&cluster, &tree, Parent::Latest).unwrap();
+        std::fs::write(&pack, &whole[..whole.len() * 7 / 10]).unwrap();
+        tree.insert("base/5/3".to_owned(), Some(pages(3, 3)));
+        match back_up(&cluster, &tree, Parent::Latest) {
+            Ok(third) => assert!(read_back(&cluster.backup(&third.label).unwrap()).unwrap() == tree, "{gone}"),
+            Err(refused) => assert!(refused.to_string().contains("--full"), "{gone}: {refused}"),
+        }
+        let full = back_up(&cluster, &tree, Parent::Full).unwrap();
+        for made in [&second, &full] {
+            std::fs::remove_file(cluster.store().describe(&keys::backup(cluster.name(), &made.label))).unwrap();
+            std::fs::remove_file(cluster.store().describe(&keys::manifest(cluster.name(), &made.label))).unwrap();
+        }
+        std::fs::write(&pack, &whole).unwrap();
+    }
+}
+
+#[test]
+fn a_damaged_leaf_of_zeros_is_written_anew() {
+    let directory = tempfile::tempdir().unwrap();
+    let cluster = cluster_of(&repository_in(directory.path())).unwrap();
+    let mut tree = sample_tree();
+    let zeros = 3 * usize::try_from(LEAF_RECORDS).unwrap() * SIZE.bytes();
+    tree.insert("base/5/16387".to_owned(), Some(vec![0; zeros]));
+    let first = back_up(&cluster, &tree, Parent::Full).unwrap();
+    let (mut seen, mut twice) = (BTreeMap::new(), Vec::new());
+    for group in cluster.backup(&first.label).unwrap().manifest.groups() {
+        for leaf in group.unwrap().group.leaves() {
+            twice.extend(seen.insert(leaf.hash, *leaf).map(|other| [other, *leaf]));
+        }
+    }
+    assert!(!twice.is_empty(), "leaves of zeros are alike");
+    let path = cluster.store().describe(&keys::manifest(cluster.name(), &first.label));
+    let mut damaged = std::fs::read(&path).unwrap();
+    for leaf in twice.into_iter().flatten() {
+        damaged[usize::try_from(leaf.offset).unwrap() + 20] ^= 1;
+    }
+    std::fs::write(&path, damaged).unwrap();
+    let cluster = cluster_of(&Repository::open(cluster.repository().root()).unwrap()).unwrap();
+    let second = back_up(&cluster, &tree, Parent::Latest).unwrap();
+    assert!(read_back(&cluster.backup(&first.label).unwrap()).is_err());
+    assert!(read_back(&cluster.backup(&second.label).unwrap()).unwrap() == tree);
+}
+
 #[test]
 fn a_cluster_without_its_description_is_damaged_not_absent() {
     let directory = tempfile::tempdir().unwrap();

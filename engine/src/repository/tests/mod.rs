@@ -68,6 +68,7 @@ pub(crate) fn description() -> Description {
             outside_files: Vec::new(),
             owner: "postgres".to_owned(),
             settings: BTreeMap::new(),
+            environment: None,
         },
         wal: WalRange { timeline: Timeline(1), start: Lsn(0x20_0028), stop: Lsn(0x20_0100) },
         snapshot: Snapshot::default(),
@@ -129,7 +130,11 @@ fn put_file(
     for (index, raw) in content.chunks(SIZE.bytes()).enumerate() {
         let same_length = |file: &&FileRecord| SIZE.block_bytes_at(file.bytes, index as u64) == raw.len();
         let before = match parent.as_ref().filter(same_length).zip(writer.parent()) {
-            Some((file, backup)) => Some(backup.manifest.block(BlockNumber(file.first_block.0 + index as u64))?),
+            Some((file, backup)) => match backup.manifest.block(BlockNumber(file.first_block.0 + index as u64)) {
+                // Then there is nothing to compare with.
+                Err(Error::Corrupt { .. }) => None,
+                found => Some(found?),
+            },
             None => None,
         };
         records.push(worker.put(raw, None, before.as_ref())?.0);
