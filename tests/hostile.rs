@@ -2,7 +2,7 @@
 //! hold: a clear line and the right exit code, nothing written elsewhere, nothing sent to the terminal, no endless wait.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, chown, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -131,6 +131,73 @@ fn a_link_in_the_place_of_a_lock_is_refused_and_what_it_leads_to_is_left_alone()
     finished.expect_code(4)?.expect_stderr(&["locks/push", "symbolic link"])?;
     let after = fs::metadata(&victim)?;
     assert_eq!((before.uid(), before.len()), (after.uid(), after.len()));
+    Ok(())
+}
+
+#[test]
+fn root_writes_through_no_link_in_a_repository_and_gives_nothing_away_behind_it() -> Result<()> {
+    requires!(Root);
+    let sample = Sample::new()?;
+    let elsewhere = sample.scratch.join("elsewhere");
+    fs::create_dir(&elsewhere)?;
+    fs::write(elsewhere.join("push"), "precious")?;
+    symlink(&elsewhere, sample.root.join("clusters/main/locks"))?;
+    let segment = "000000020000000000000003";
+    let fetched = sample.scratch.directory("fetched")?.join(segment).display().to_string();
+    sample.run(&["wal", "fetch"], &[segment, &fetched])?.expect_code(0)?;
+    let pghydrant = sample.pghydrant.as_user(&OsUser::current());
+    let root = sample.root.display().to_string();
+    let finished = pghydrant.run(["wal", "push", "--repo", &root, "--cluster", "main", &fetched])?;
+    finished.expect_code(1)?.expect_stderr(&["clusters/main/locks is a symbolic link"])?;
+    assert_eq!(fs::read(elsewhere.join("push"))?, b"precious");
+    assert_eq!(fs::metadata(elsewhere.join("push"))?.uid(), 0);
+    assert_eq!(fs::read_dir(&elsewhere)?.count(), 1);
+    Ok(())
+}
+
+#[test]
+fn a_backup_by_root_carries_off_nothing_that_the_servers_user_cannot_read() -> Result<()> {
+    requires!(Root, Postgres);
+    let world = World::new(0)?;
+    let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode));
+    let closed = world.scratch.join("closed");
+    fs::create_dir(&closed)?;
+    mode(&closed, 0o700)?;
+    let open = world.scratch.join("open");
+    for path in [closed.join("secret"), open.clone()] {
+        fs::write(&path, "content")?;
+        mode(&path, 0o644)?;
+    }
+    let data = &world.cluster.data;
+    symlink(closed.join("secret"), data.join("leak"))?;
+    symlink(&closed, data.join("pg_stat/leaks"))?;
+    symlink(&open, data.join("kept"))?;
+
+    let (repo, connection) = (world.repository.shown(), world.cluster.connection_string());
+    let pghydrant = world.pghydrant.as_user(&OsUser::current());
+    let backup = pghydrant.run(["backup", "--repo", &repo, "--cluster", "main", "--dbname", &connection])?;
+    let backup = backup.expect_code(0)?;
+    ensure!(backup.stderr.contains("/leak is left out") && backup.stderr.contains("may not read it"), "{backup}");
+    ensure!(backup.stderr.contains("pg_stat/leaks is left out"), "{backup}");
+    let plain = world.scratch.join("plain");
+    world.restore_to(&plain, &["--no-start", "--source", "blocks"])?.expect_code(0)?;
+    ensure!(!plain.join("leak").exists() && !plain.join("pg_stat/leaks").exists(), "the secret is out");
+    assert_eq!(fs::read(plain.join("kept"))?, b"content");
+    Ok(())
+}
+
+#[test]
+fn a_settings_file_of_somebody_else_in_the_working_directory_does_not_count() -> Result<()> {
+    requires!(Root);
+    let scratch = Scratch::new()?;
+    let pghydrant = Pghydrant::new(&scratch)?.as_user(&OsUser::current());
+    let place = scratch.directory("place")?;
+    let settings = place.join("pghydrant.toml");
+    fs::write(&settings, "repo = \"/nowhere\"\n")?;
+    let list = || pghydrant.command(["list"]).current_dir(&place).finish();
+    list()?.expect_code(1)?.expect_stderr(&["/nowhere"])?;
+    chown(&settings, Some(OsUser::server().uid), None)?;
+    list()?.expect_code(2)?.expect_stderr(&["./pghydrant.toml is not used", "no repository is named"])?;
     Ok(())
 }
 

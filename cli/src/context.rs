@@ -32,7 +32,11 @@ impl Context {
         start_log(global.verbose);
         let settings = Settings::load(global.config.as_deref())?;
         let interrupted = Arc::new(AtomicBool::new(false));
-        Ok(Self { settings, output: Output::new(json, &interrupted), state_flag: global.state.clone(), interrupted })
+        let output = Output::new(json, &interrupted);
+        if let Some(skipped) = &settings.skipped {
+            output.warning(skipped);
+        }
+        Ok(Self { settings, output, state_flag: global.state.clone(), interrupted })
     }
 
     /// Turns SIGINT and SIGTERM into [`Context::interrupted`]; a second one ends the process at once.

@@ -31,7 +31,7 @@ pub(crate) fn run(arguments: &Arguments, context: &Context) -> anyhow::Result<Ex
     let text = format!("repository {} created: {} blocks, {}", path.display(), block, info.compression);
     context
         .output
-        .result(&text, &json!({"repository": path, "compression": info.compression, "block_bytes": info.block_bytes}));
+        .result(&text, &json!({"repository": path.display().to_string(), "compression": info.compression, "block_bytes": info.block_bytes}));
     Ok(Exit::Done)
 }
 

@@ -14,6 +14,9 @@ mod doctor;
 mod exit;
 mod human;
 mod init;
+#[cfg(test)]
+#[path = "../../tests/support/left_out.rs"]
+mod left_out;
 mod limits;
 mod list;
 mod machine;

@@ -126,7 +126,7 @@ fn finding_object(finding: &Finding) -> Value {
     };
     json!({
         "kind": kind,
-        "path": finding.path,
+        "path": finding.path.display().to_string(),
         "message": finding.detail,
         "count": finding.count,
         "backups": finding.backups,

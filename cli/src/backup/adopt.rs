@@ -134,7 +134,7 @@ fn adopt_directory(
     step.done(&format!("PostgreSQL {} in {}", server.version().major(), server.data.display()));
 
     let step = output.step("scan");
-    let files = list_files(server, &base.tablespaces, &Outside::default(), context)?;
+    let (files, places) = list_files(server, &base.tablespaces, Outside::default(), context)?;
     let is_there = |path: &str| server.data.join(path).exists();
     refuse(Exit::Refused, &base.shown, &base.listed.compare_names(&files, is_there))?;
     let writer = cluster.begin_backup(parent)?;
@@ -144,7 +144,7 @@ fn adopt_directory(
 
     let step = output.step("copy");
     let phase = output.phase("copy", plan.bytes);
-    let copy = Copy::new(&server.data, &files, &plan, &writer, block, server.info.data_checksums, &phase);
+    let copy = Copy::new(&places, &files, &plan, &writer, block, server.info.data_checksums, &phase);
     let copied = copy.run(context.workers()?, &mut || Ok(()))?;
     let copy_result = phase.finish();
     let mut late = LateFiles::begin(&writer, &plan, block)?;

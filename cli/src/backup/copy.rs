@@ -10,9 +10,7 @@
 //!
 //! The first failure stops all workers, and is the one that is told.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
@@ -27,6 +25,7 @@ use engine::units::{BlockNumber, BlockSize, DIRECT_BYTES, PAGE_BYTES};
 use engine::{Error, Result};
 
 use super::pages::{Checker, Suspect};
+use super::places::Places;
 use super::plan::{Plan, Unit};
 use super::relation::{self, RelationFile};
 use super::source::SourceFile;
@@ -53,9 +52,7 @@ struct Worker {
 
 /// The copy of one backup.
 pub(super) struct Copy<'a> {
-    data: &'a Path,
-    /// Files that are not read from the data directory, by their path in the backup.
-    elsewhere: Option<&'a BTreeMap<String, PathBuf>>,
+    places: &'a Places,
     files: &'a [FileRecord],
     plan: &'a Plan,
     writer: &'a BackupWriter,
@@ -105,7 +102,7 @@ pub(super) struct Copied {
 
 impl<'a> Copy<'a> {
     pub(super) fn new(
-        data: &'a Path,
+        places: &'a Places,
         files: &'a [FileRecord],
         plan: &'a Plan,
         writer: &'a BackupWriter,
@@ -114,8 +111,7 @@ impl<'a> Copy<'a> {
         progress: &'a dyn Progress,
     ) -> Self {
         Self {
-            data,
-            elsewhere: None,
+            places,
             files,
             plan,
             writer,
@@ -130,16 +126,6 @@ impl<'a> Copy<'a> {
             read: files.iter().map(|_| OnceLock::new()).collect(),
             suspects: Mutex::default(),
         }
-    }
-
-    /// The same, with some files read from another place than the data directory.
-    pub(super) fn reading_elsewhere(self, files: &'a BTreeMap<String, PathBuf>) -> Self {
-        Self { elsewhere: Some(files), ..self }
-    }
-
-    fn place_of(&self, file: &FileRecord) -> PathBuf {
-        let elsewhere = self.elsewhere.and_then(|files| files.get(&file.path));
-        elsewhere.map_or_else(|| self.data.join(&file.path), Clone::clone)
     }
 
     /// Runs `workers` threads to the end of the work. `watch` is called on this thread about once a second; its failure
@@ -207,7 +193,7 @@ impl<'a> Copy<'a> {
                 group.files.push(listed.clone());
                 continue;
             }
-            let Some(source) = SourceFile::open(&self.place_of(listed))? else { continue };
+            let Some(source) = self.places.source(&listed.path)? else { continue };
             let first_block = BlockNumber(group.block_count());
             let mut reading = self.reading(place, 0)?;
             self.read_blocks(&source, 0..source.bytes, Shrunk::EndsThere, &mut reading, worker, &mut |record| {
@@ -267,7 +253,7 @@ impl<'a> Copy<'a> {
         let plan = &self.plan.large[large];
         let mut state = lock(&self.large[large]);
         if !state.opened {
-            state.source = SourceFile::open(&self.place_of(&self.files[plan.file]))?.map(Arc::new);
+            state.source = self.places.source(&self.files[plan.file].path)?.map(Arc::new);
             state.pieces.resize_with(plan.leaves, || None);
             state.opened = true;
         }

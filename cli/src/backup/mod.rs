@@ -26,6 +26,7 @@ mod late;
 mod listed;
 mod outside;
 mod pages;
+mod places;
 mod plan;
 mod relation;
 mod report;
@@ -51,6 +52,7 @@ use self::copy::{Copied, Copy, Read};
 use self::label::Label;
 use self::late::{Attributes, LateFiles};
 use self::outside::Outside;
+use self::places::Places;
 use self::plan::Plan;
 use self::report::Report;
 use self::scan::Source;
@@ -141,15 +143,14 @@ fn back_up(
     let step = output.step("scan");
     let tablespaces = Server::tablespaces(&client)?;
     let outside = Outside::gather(&server)?;
-    let files = list_files(&server, &tablespaces, &outside, context)?;
+    let (files, places) = list_files(&server, &tablespaces, outside, context)?;
     let block = repository.info().block_bytes;
     let plan = Plan::new(&files, block);
     step.done(&format!("{} in {} files and directories", human::bytes(plan.bytes), files.len()));
 
     let step = output.step("copy");
     let phase = output.phase("copy", plan.bytes);
-    let copy = Copy::new(&server.data, &files, &plan, &writer, block, server.info.data_checksums, &phase)
-        .reading_elsewhere(&outside.sources);
+    let copy = Copy::new(&places, &files, &plan, &writer, block, server.info.data_checksums, &phase);
     let mut alive = Instant::now();
     let copied = copy.run(context.workers()?, &mut || {
         wal.watch()?;
@@ -218,13 +219,14 @@ fn cluster_of(repository: &Repository, name: &ClusterName, server: &Server) -> R
 fn list_files(
     server: &Server,
     tablespaces: &BTreeMap<u32, (String, String)>,
-    outside: &Outside,
+    outside: Outside,
     context: &Context,
-) -> Result<Vec<FileRecord>> {
+) -> Result<(Vec<FileRecord>, Places)> {
     let locations = tablespaces.iter().map(|(oid, (_, location))| (*oid, location.clone())).collect();
     let (version_directory, statistics) = (server.version_directory(), server.statistics_directory());
     let source = Source {
         data: &server.data,
+        owner: &server.owner,
         tablespaces: &locations,
         version_directory: &version_directory,
         statistics: statistics.as_deref(),
@@ -235,7 +237,8 @@ fn list_files(
     for warning in found.warnings.iter().chain(&outside.warnings) {
         context.output.warning(warning);
     }
-    Ok(found.records)
+    found.places.files.extend(outside.sources);
+    Ok((found.records, found.places))
 }
 
 /// `pg_control`, read last and until its CRC is right: no torn one gets into a backup.

@@ -17,7 +17,8 @@
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Component, Path, PathBuf};
 
@@ -28,6 +29,7 @@ use engine::format::manifest::path as manifest_path;
 use engine::units::BlockNumber;
 
 use super::late::Attributes;
+use super::places;
 use super::server::Server;
 use crate::postgres::owner::Owner;
 use crate::restore::{conf, hba};
@@ -47,13 +49,11 @@ const FILES_MAX: usize = 1000;
 /// What lies outside, as it will stand in the backup.
 #[derive(Debug, Default)]
 pub(super) struct Outside {
-    /// Where each file is read, by its path in the backup.
-    pub(super) sources: BTreeMap<String, PathBuf>,
+    /// The files as they will be read, without a name anywhere, by their paths in the backup.
+    pub(super) sources: BTreeMap<String, File>,
     /// What is not in the backup although the server reads it.
     pub(super) warnings: Vec<String>,
     records: Vec<FileRecord>,
-    /// Holds the files until they are copied.
-    _place: Option<tempfile::TempDir>,
 }
 
 impl Outside {
@@ -156,37 +156,36 @@ impl<'a> Gathered<'a> {
 
     /// A file's content, where the server's user may read it.
     fn read(&mut self, path: &Path) -> Option<Vec<u8>> {
-        // Root reads everything, and must not carry off what the server's user could not.
-        let is_root = rustix::process::geteuid().is_root();
-        let test = || self.owner.command("test").and_then(|mut test| Ok(test.arg("-r").arg(path).status()?));
-        let may = !is_root || test().is_ok_and(|status| status.success());
-        let fits = |metadata: &fs::Metadata| metadata.is_file() && metadata.len() <= BYTES_MAX;
-        let read = match fs::metadata(path) {
-            Ok(metadata) if may && fits(&metadata) => fs::read(path).map_err(|cause| cause.to_string()),
-            Ok(_) if !may => Err(format!("{} may not read it", self.owner.name)),
-            Ok(_) => Err("it is not a file of a configuration's size".to_owned()),
-            Err(cause) => Err(cause.to_string()),
+        let read = || {
+            let file = places::open_for(self.owner, path)?;
+            let metadata = file.metadata().map_err(|cause| cause.to_string())?;
+            if !metadata.is_file() || metadata.len() > BYTES_MAX {
+                return Err("it is not a file of a configuration's size".to_owned());
+            }
+            let mut text = Vec::new();
+            file.take(BYTES_MAX).read_to_end(&mut text).map_err(|cause| cause.to_string())?;
+            Ok(text)
         };
-        read.map_err(|cause| self.warnings.push(format!("{} is not in the backup: {cause}", path.display()))).ok()
+        read().map_err(|cause| self.warnings.push(format!("{} is not in the backup: {cause}", path.display()))).ok()
     }
 
-    /// Puts what was read where the copy's workers can read it again.
+    /// Puts what was read where the copy's workers can read it again: into files without names.
     fn spool(mut self, server: &Server) -> Result<Outside> {
         if self.files.is_empty() {
             return Ok(Outside { warnings: self.warnings, ..Outside::default() });
         }
-        let place = tempfile::tempdir().context("cannot make a temporary directory for the configuration")?;
         let attributes = server.attributes(jiff::Timestamp::now().as_second());
         let mut sources = BTreeMap::new();
         let mut records = Vec::new();
-        for (number, (path, text)) in self.files.iter().enumerate() {
-            let spooled = place.path().join(number.to_string());
-            let written = fs::write(&spooled, text)
-                .and_then(|()| fs::set_permissions(&spooled, fs::Permissions::from_mode(attributes.mode)));
-            written.map_err(|cause| Error::io("write", &spooled, cause))?;
+        for (path, text) in &self.files {
+            let mut spooled = tempfile::tempfile().context("cannot make a temporary file for the configuration")?;
+            let written = spooled
+                .write_all(text)
+                .and_then(|()| spooled.set_permissions(fs::Permissions::from_mode(attributes.mode)));
+            written.map_err(|cause| Error::io("write a temporary file for", path, cause))?;
             if rustix::process::geteuid().is_root() {
-                let given = std::os::unix::fs::chown(&spooled, Some(attributes.uid), Some(attributes.gid));
-                given.map_err(|cause| Error::io("change the owner of", &spooled, cause))?;
+                let given = std::os::unix::fs::fchown(&spooled, Some(attributes.uid), Some(attributes.gid));
+                given.map_err(|cause| Error::io("change the owner of a temporary file for", path, cause))?;
             }
             records.push(record(path, FileKind::Regular, text.len() as u64, attributes));
             sources.insert(path.clone(), spooled);
@@ -199,7 +198,7 @@ impl<'a> Gathered<'a> {
         records.extend(self.directories.iter().map(|path| record(path, FileKind::Directory, 0, attributes)));
         records.sort_by(|left, right| manifest_path::order(&left.path, &right.path));
         records.dedup_by(|left, right| manifest_path::order(&left.path, &right.path) == Ordering::Equal);
-        Ok(Outside { sources, warnings: self.warnings, records, _place: Some(place) })
+        Ok(Outside { sources, warnings: self.warnings, records })
     }
 }
 

@@ -21,8 +21,10 @@ use engine::format::manifest::path as manifest_path;
 use engine::units::BlockNumber;
 
 use super::exclude::{self, Rule};
+use super::places::Places;
 use super::relation::is_digits;
 use crate::exit::{Exit, Failure};
+use crate::postgres::owner::Owner;
 
 /// Directories of the server: a link in their place is followed.
 const SERVER_DIRECTORIES: [&str; 9] =
@@ -37,6 +39,8 @@ const NAMES_LISTED: usize = 5;
 pub(super) struct Source<'a> {
     /// The data directory.
     pub(super) data: &'a Path,
+    /// Whose it is.
+    pub(super) owner: &'a Owner,
     /// Tablespaces that existed when the backup began, by OID.
     pub(super) tablespaces: &'a BTreeMap<u32, String>,
     /// `PG_15_202209061`.
@@ -48,19 +52,22 @@ pub(super) struct Source<'a> {
 }
 
 /// What was found.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Found {
     /// In path order; `bytes` as of now, checksum and blocks still to come. Without what is made at the end of a backup.
     pub(super) records: Vec<FileRecord>,
     /// What was left out although it may matter.
     pub(super) warnings: Vec<String>,
+    /// Where the files are opened.
+    pub(super) places: Places,
 }
 
 impl Source<'_> {
     /// Walks it.
     pub(super) fn scan(&self) -> Result<Found> {
-        let mut walk =
-            Walk { source: self, inside: self.tablespaces_inside(), found: Found::default(), unusable: Vec::new() };
+        let places = Places::open(self.data, self.owner)?;
+        let found = Found { records: Vec::new(), warnings: Vec::new(), places };
+        let mut walk = Walk { source: self, inside: self.tablespaces_inside(), found, unusable: Vec::new() };
         walk.directory("", self.data, 0)?;
         if !walk.unusable.is_empty() {
             let listed = walk.unusable[..walk.unusable.len().min(NAMES_LISTED)].join(", ");
@@ -135,7 +142,7 @@ impl Walk<'_> {
         if kind.is_symlink() {
             return match tablespace_of(&path) {
                 Some(oid) => self.tablespace(path, oid, at, metadata, depth),
-                None => self.link(path, at, metadata, depth),
+                None => self.link(path, at, depth),
             };
         }
         let what = if kind.is_socket() {
@@ -185,11 +192,18 @@ impl Walk<'_> {
             self.found.warnings.push(format!("{} is left out: it is no directory", content_at.display()));
             return Ok(());
         }
+        if let Err(why) = self.found.places.add_directory(&content, &content_at, self.source.owner) {
+            if vanished_is_none(fs::symlink_metadata(&content_at), &content_at)?.is_none() {
+                return Ok(());
+            }
+            // Without a tablespace there is no backup.
+            return Err(Failure::new(Exit::Refused, format!("cannot read tablespace {}: {why}", at.display())).into());
+        }
         self.push(content.clone(), FileKind::Directory, &metadata);
         self.directory(&content, &content_at, depth + 2)
     }
 
-    fn link(&mut self, path: String, at: &Path, link: &Metadata, depth: u32) -> Result<()> {
+    fn link(&mut self, path: String, at: &Path, depth: u32) -> Result<()> {
         let metadata = match fs::metadata(at) {
             Ok(metadata) => metadata,
             Err(error) => {
@@ -198,22 +212,24 @@ impl Walk<'_> {
             }
         };
         let top = path.split('/').next().unwrap_or_default();
-        if metadata.is_dir() && SERVER_DIRECTORIES.contains(&top) {
-            self.push(path.clone(), FileKind::Directory, &metadata);
-            return self.directory(&path, at, depth + 1);
-        }
-        // Run by root, a backup must not carry off what the link's maker could not read.
-        let theirs = metadata.uid() == link.uid() || metadata.mode() & 0o004 != 0;
-        if metadata.is_file() && theirs {
-            self.push(path, FileKind::Regular, &metadata);
-            return Ok(());
-        }
-        let why = match (metadata.is_dir(), metadata.is_file()) {
-            (true, _) => "it leads to a directory that is not the server's",
-            (_, true) => "it leads to a file that the link's owner may not read",
-            _ => "it leads to no file",
+        let (places, owner) = (&mut self.found.places, self.source.owner);
+        let added = if metadata.is_file() {
+            places.add_file(&path, at, owner)
+        } else if !metadata.is_dir() {
+            Err("it leads to no file".to_owned())
+        } else if SERVER_DIRECTORIES.contains(&top) {
+            places.add_directory(&path, at, owner)
+        } else {
+            Err("it leads to a directory that is not the server's".to_owned())
         };
-        self.found.warnings.push(format!("link {} is left out: {why}", at.display()));
+        match added {
+            Err(why) => self.found.warnings.push(format!("link {} is left out: {why}", at.display())),
+            Ok(()) if metadata.is_file() => self.push(path, FileKind::Regular, &metadata),
+            Ok(()) => {
+                self.push(path.clone(), FileKind::Directory, &metadata);
+                self.directory(&path, at, depth + 1)?;
+            }
+        }
         Ok(())
     }
 
@@ -284,7 +300,8 @@ mod tests {
 
     fn scan(data: &Path, tablespaces: &BTreeMap<u32, String>) -> Result<Found> {
         let version_directory = "PG_15_202209061";
-        Source { data, tablespaces, version_directory, statistics: None, wal_summaries: false }.scan()
+        let owner = Owner::current().unwrap();
+        Source { data, owner: &owner, tablespaces, version_directory, statistics: None, wal_summaries: false }.scan()
     }
 
     fn paths(found: &Found) -> Vec<&str> {

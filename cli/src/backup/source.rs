@@ -11,6 +11,7 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use engine::io::{Place, open_below};
 use engine::units::DIRECT_BYTES;
 use engine::{Error, Result};
 use rustix::fs::{Advice, Mode, OFlags};
@@ -35,14 +36,20 @@ pub(super) struct SourceFile {
 }
 
 impl SourceFile {
-    /// Opens `path`; nothing if it has vanished. Reads past the page cache if it is large.
-    pub(super) fn open(path: &Path) -> Result<Option<Self>> {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY;
-        let file = match rustix::fs::open(path, flags, Mode::empty()) {
-            Ok(file) => File::from(file),
-            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
-            Err(errno) => return Err(Error::io("open", path, errno)),
-        };
+    /// Opens what is at `place`; nothing if it has vanished. A link that has taken the file's place, or that of a directory
+    /// above it, is an error: it may lead anywhere.
+    pub(super) fn open(place: Place<'_>) -> Result<Option<Self>> {
+        // A pipe in its place would else be waited for.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+        match open_below(place, flags, Mode::empty()) {
+            Ok(file) => Self::of(file.into(), &place.full()),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+            Err(errno) => Err(Error::io("open", place.full(), errno)),
+        }
+    }
+
+    /// A file that is open. Reads past the page cache if it is large.
+    pub(super) fn of(file: File, path: &Path) -> Result<Option<Self>> {
         let metadata = file.metadata().map_err(|error| Error::io("stat", path, error))?;
         if !metadata.is_file() {
             // A directory or a pipe took the file's place since it was listed.
@@ -110,16 +117,19 @@ fn set_direct(file: &File, on: bool) -> bool {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use engine::io::Root;
+
     use super::*;
 
     #[test]
     fn a_file_is_read_to_its_end_wherever_that_lies() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("file");
+        let root = Root::open(directory.path()).unwrap();
         for bytes in [0, 1, 4096, (1 << 20) + 1, (1 << 20) + 8192] {
             let content: Vec<u8> = (0..bytes).map(|n| u8::try_from(n % 251).unwrap()).collect();
             std::fs::write(&path, &content).unwrap();
-            let file = SourceFile::open(&path).unwrap().unwrap();
+            let file = SourceFile::open(root.at("file")).unwrap().unwrap();
             assert_eq!(file.bytes, bytes as u64);
             let (mut buffers, _) = engine::io::buffers(1).unwrap();
             let buffer = buffers.first_mut().unwrap();
@@ -132,7 +142,8 @@ mod tests {
     #[test]
     fn what_has_vanished_is_nothing() {
         let directory = tempfile::tempdir().unwrap();
-        assert!(SourceFile::open(&directory.path().join("gone")).unwrap().is_none());
-        assert!(SourceFile::open(directory.path()).unwrap().is_none());
+        let root = Root::open(directory.path()).unwrap();
+        assert!(SourceFile::open(root.at("gone")).unwrap().is_none());
+        assert!(SourceFile::open(root.at("")).unwrap().is_none());
     }
 }

@@ -6,10 +6,13 @@
 
 use std::ffi::OsStr;
 use std::fmt;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
+
+use super::owner::Owner;
 
 /// Where packages put `bin` directories; `*` stands for one component.
 const PACKAGE_PLACES: [(&str, &str); 4] = [
@@ -65,7 +68,7 @@ impl Binaries {
     /// The programs in `directory`, which must hold `postgres`.
     pub(crate) fn in_directory(directory: &Path) -> Result<Self> {
         let postgres = directory.join("postgres");
-        let output = Command::new(&postgres)
+        let output = asking(&postgres)?
             .arg("--version")
             .env("LC_ALL", "C")
             .output()
@@ -149,6 +152,22 @@ impl Binaries {
         }
         Ok(program)
     }
+}
+
+/// A command that only asks a program for something: as whoever could have put the program there, if that is not root.
+fn asking(program: &Path) -> Result<Command> {
+    if rustix::process::geteuid().is_root() {
+        let cannot = || format!("cannot run {}", program.display());
+        let program = program.canonicalize().with_context(cannot)?;
+        for place in program.ancestors() {
+            let metadata = place.metadata().with_context(cannot)?;
+            if metadata.uid() != 0 {
+                return Owner::numbered(metadata.uid(), metadata.gid())?.command(&program);
+            }
+        }
+        return Ok(Command::new(program));
+    }
+    Ok(Command::new(program))
 }
 
 fn candidate_directories() -> Vec<PathBuf> {

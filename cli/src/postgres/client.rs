@@ -26,6 +26,8 @@ const SESSION: &str = "SET client_encoding = 'UTF8'; SET search_path = pg_catalo
     SET idle_in_transaction_session_timeout = 0; SET standard_conforming_strings = on";
 /// From PostgreSQL 14 on.
 const IDLE_SESSION: &str = "SET idle_session_timeout = 0";
+/// From PostgreSQL 17 on.
+const TRANSACTION: &str = "SET transaction_timeout = 0";
 
 /// One session.
 #[derive(Debug)]
@@ -64,6 +66,9 @@ impl Client {
         session.version_num = text.parse().with_context(|| format!("server_version_num is \"{text}\""))?;
         if session.version_num >= 140_000 {
             session.batch(IDLE_SESSION)?;
+        }
+        if session.version_num >= 170_000 {
+            session.batch(TRANSACTION)?;
         }
         Ok(session)
     }

@@ -109,16 +109,15 @@ impl Conninfo {
 
     /// See [`Conninfo::resolve`].
     pub(crate) fn resolve_in(text: &str, surroundings: &dyn Surroundings) -> Result<Self> {
-        let Text { mut config, password_file } = parse(text.trim())?;
+        let Text { mut config, password_file, says_sslmode } = parse(text.trim())?;
         let variable = |name: &str| surroundings.variable(name);
-        if matches!(config.get_ssl_mode(), SslMode::Require)
-            || variable("PGSSLMODE").is_some_and(|mode| mode == "require" || mode.starts_with("verify"))
-        {
-            bail!(
-                "the connection demands TLS, which is not supported yet: connect through a socket or sslmode=disable"
-            );
+        // libpq would take the server's address from there.
+        if variable("PGSERVICE").is_some() {
+            bail!("PGSERVICE is set, and connection services are not supported: unset it and write the parameters out");
         }
-        config.ssl_mode(SslMode::Disable);
+        if variable("PGHOSTADDR").is_some() && config.get_hostaddrs().is_empty() {
+            bail!("PGHOSTADDR is set, which is not supported: unset it and write hostaddr=ADDRESS");
+        }
         if config.get_ports().is_empty() {
             let port = match variable("PGPORT") {
                 Some(port) => port.parse().with_context(|| format!("PGPORT is \"{port}\", which is no port"))?,
@@ -132,6 +131,18 @@ impl Conninfo {
             let host = variable("PGHOST").unwrap_or_else(|| socket().unwrap_or(SOCKET_DIRECTORIES[0]).to_owned());
             config.host(host);
         }
+        let demands = |mode: String| mode == "require" || mode.starts_with("verify");
+        let demanded = if says_sslmode {
+            matches!(config.get_ssl_mode(), SslMode::Require)
+        } else {
+            variable("PGSSLMODE").is_some_and(demands) && !is_socket(&config)
+        };
+        if demanded {
+            bail!(
+                "the connection demands TLS, which is not supported yet: connect through a socket or sslmode=disable"
+            );
+        }
+        config.ssl_mode(SslMode::Disable);
         if config.get_user().is_none() {
             let user = variable("PGUSER").map_or_else(|| surroundings.user(), Ok)?;
             config.user(user);
@@ -212,19 +223,27 @@ impl std::fmt::Display for Conninfo {
     }
 }
 
+/// Whether no part of the connection goes over a network; libpq has no TLS there, whatever is demanded by default.
+fn is_socket(config: &tokio_postgres::Config) -> bool {
+    config.get_hostaddrs().is_empty() && config.get_hosts().iter().all(|host| matches!(host, Host::Unix(_)))
+}
+
 struct Text {
     config: tokio_postgres::Config,
     password_file: Option<PathBuf>,
+    /// Else `PGSSLMODE` does.
+    says_sslmode: bool,
 }
 
 fn parse(text: &str) -> Result<Text> {
     if text.starts_with("postgresql://") || text.starts_with("postgres://") {
         // The text may hold a password: it is not repeated.
         let config = text.parse().context("the connection URI is not understood")?;
-        return Ok(Text { config, password_file: None });
+        let says_sslmode = text.split_once('?').is_some_and(|(_, parameters)| parameters.contains("sslmode="));
+        return Ok(Text { config, password_file: None, says_sslmode });
     }
     let mut kept = String::new();
-    let mut password_file = None;
+    let (mut password_file, mut says_sslmode) = (None, false);
     if !text.is_empty() && !text.contains('=') {
         kept = format!("dbname={}", quote(text));
     } else {
@@ -239,6 +258,7 @@ fn parse(text: &str) -> Result<Text> {
                         "require" | "verify-ca" | "verify-full" => "require",
                         other => bail!("sslmode is \"{}\", which libpq does not know", other.escape_debug()),
                     };
+                    says_sslmode = true;
                     kept.push_str(&format!("sslmode={mode} "));
                 }
                 ignored if IGNORED.contains(&ignored) => {}
@@ -251,7 +271,7 @@ fn parse(text: &str) -> Result<Text> {
         let cause = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
         anyhow::anyhow!("the connection string is not understood: {cause}")
     })?;
-    Ok(Text { config, password_file })
+    Ok(Text { config, password_file, says_sslmode })
 }
 
 /// `keyword = value` pairs by libpq's rules: spaces around `=`, single quotes, backslash before any character.
@@ -364,6 +384,23 @@ mod tests {
             assert!(Conninfo::resolve_in(text, &BARE).unwrap_err().to_string().contains("TLS"), "{text}");
         }
         assert!(Conninfo::resolve_in("sslmode=prefer", &BARE).is_ok());
+        let demanding = Fake { variables: vec![("PGSSLMODE", "verify-full")], passwords: "" };
+        for text in ["host=db", "hostaddr=10.0.0.1", "postgresql://db/x"] {
+            assert!(Conninfo::resolve_in(text, &demanding).unwrap_err().to_string().contains("TLS"), "{text}");
+        }
+        for text in ["", "host=/run/postgresql", "host=db sslmode=disable", "postgresql://db/x?sslmode=prefer"] {
+            assert!(Conninfo::resolve_in(text, &demanding).is_ok(), "{text}");
+        }
+    }
+
+    #[test]
+    fn variables_that_would_lead_psql_elsewhere_are_refused() {
+        for name in ["PGSERVICE", "PGHOSTADDR"] {
+            let fake = Fake { variables: vec![(name, "10.0.0.1")], passwords: "" };
+            assert!(Conninfo::resolve_in("host=db", &fake).unwrap_err().to_string().contains(name), "{name}");
+        }
+        let fake = Fake { variables: vec![("PGHOSTADDR", "10.0.0.1")], passwords: "" };
+        assert!(Conninfo::resolve_in("hostaddr=10.0.0.2", &fake).is_ok());
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! key through the group `ssl-cert`.
 
 use std::ffi::OsStr;
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -51,6 +52,16 @@ impl Owner {
     /// Whether we already are this user.
     pub(crate) fn is_current(&self) -> bool {
         rustix::process::geteuid().as_raw() == self.uid
+    }
+
+    /// Whether this user could open for reading what root has opened as `file` by way of `path`. A process of theirs judges
+    /// the open file itself: a moment later the path may lead elsewhere.
+    pub(crate) fn may_read(&self, path: &Path, file: BorrowedFd<'_>) -> Result<bool> {
+        const OPENED: &str = "/proc/self/fd/0";
+        let mut test = self.command("test")?;
+        test.arg(path).args(["-ef", OPENED, "-a", "-r", OPENED]).stdin(file.try_clone_to_owned()?);
+        let status = test.status().with_context(|| format!("cannot run test as {}", self.name))?;
+        Ok(status.success())
     }
 
     /// A command that runs as this user, in `/`, without the `PG*` variables of our own environment (a `PGDATA` or a

@@ -32,7 +32,12 @@ impl Root {
         if !is_directory {
             return Err(Error::io("open", path, std::io::Error::from(std::io::ErrorKind::NotADirectory)));
         }
-        Ok(Self { path: path.to_owned(), directory })
+        Ok(Self::of(directory, path))
+    }
+
+    /// A directory that is open; `path` is what messages call it.
+    pub fn of(directory: File, path: &Path) -> Self {
+        Self { path: path.to_owned(), directory }
     }
 
     /// The place `path` below this root; the empty path is the root itself.

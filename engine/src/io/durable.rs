@@ -7,15 +7,15 @@
 //! clean), so a second fsync that succeeds proves nothing. Whoever gets an error from here gives up what it
 //! was about to promise and never syncs the same file again.
 
-use std::fs::{File, OpenOptions};
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::BorrowedFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{AtFlags, CWD, RenameFlags};
-use rustix::io::Errno;
+use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
+use rustix::io::{Errno, retry_on_intr};
 
 use crate::{Error, Result};
 
@@ -73,21 +73,6 @@ pub fn rename_in_place(from: &Path, to: &Path) -> Result<()> {
     std::fs::rename(from, to).map_err(|cause| Error::io("rename to", to, cause))
 }
 
-/// Renames durably; an existing `to` is an [`Error::Io`] of `EEXIST` and stays as it is.
-pub fn rename_new_durably(from: &Path, to: &Path) -> Result<()> {
-    match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        Ok(()) => sync_both_parents(from, to),
-        // The file system has no such rename: a hard link refuses an existing name just the same.
-        Err(Errno::INVAL | Errno::NOSYS) => {
-            rustix::fs::linkat(CWD, from, CWD, to, AtFlags::empty())
-                .map_err(|cause| Error::io("rename to", to, cause))?;
-            std::fs::remove_file(from).map_err(|cause| Error::io("remove", from, cause))?;
-            sync_both_parents(from, to)
-        }
-        Err(cause) => Err(Error::io("rename to", to, cause)),
-    }
-}
-
 /// The bare rename, within directories that are open already; whoever calls it syncs them.
 pub(super) fn rename_at(
     from: BorrowedFd<'_>,
@@ -119,23 +104,93 @@ pub fn remove_durably(path: &Path) -> Result<()> {
     }
 }
 
-/// A new file in the directory of `path`, under a name that nobody else uses: `.<name>.<pid>.<n>.part`.
-/// For whoever writes more than [`write_atomically`] can take at once.
+/// [`Directory::create_beside`] in the directory of `path`: the new file's path, and the file.
 pub fn create_beside(path: &Path, mode: u32) -> Result<(PathBuf, File)> {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
     let name =
         path.file_name().ok_or_else(|| Error::io("create", path, io::Error::from(io::ErrorKind::InvalidFilename)))?;
-    loop {
-        let mut hidden = std::ffi::OsString::from(".");
-        hidden.push(name);
-        hidden.push(format!(".{}.{}.part", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
-        let temporary = path.with_file_name(hidden);
-        match OpenOptions::new().write(true).read(true).create_new(true).mode(mode).open(&temporary) {
-            Ok(file) => return Ok((temporary, file)),
-            // Left by a process that had our number before a crash.
-            Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(cause) => return Err(Error::io("create", &temporary, cause)),
+    let parent = parent_of(path);
+    let directory = File::open(parent).map_err(|cause| Error::io("open", parent, cause))?;
+    let (hidden, file) = Directory::new(directory, parent).create_beside(name, mode)?;
+    Ok((path.with_file_name(hidden), file))
+}
+
+/// An open directory: names are changed in this very one, whatever becomes of the way that led to it.
+#[derive(Debug)]
+pub struct Directory {
+    file: File,
+    path: PathBuf,
+}
+
+impl Directory {
+    /// A directory that was opened for reading; `path` is what messages call it.
+    pub fn new(file: impl Into<File>, path: impl Into<PathBuf>) -> Self {
+        Self { file: file.into(), path: path.into() }
+    }
+
+    /// Its path, for messages.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes the names in it durable.
+    pub fn sync(&self) -> Result<()> {
+        sync_file(&self.file, &self.path)
+    }
+
+    /// A new file, under a name that nobody else uses: `.<name>.<pid>.<n>.part`. For whoever writes more than
+    /// [`write_atomically`] can take at once.
+    pub fn create_beside(&self, name: &OsStr, mode: u32) -> Result<(OsString, File)> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        loop {
+            let mut hidden = OsString::from(".");
+            hidden.push(name);
+            hidden.push(format!(".{}.{}.part", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
+            match retry_on_intr(|| rustix::fs::openat(&self.file, &hidden, flags, Mode::from_raw_mode(mode))) {
+                Ok(file) => return Ok((hidden, file.into())),
+                // Left by a process that had our number before a crash.
+                Err(Errno::EXIST) => {}
+                Err(cause) => return Err(Error::io("create", self.path.join(hidden), cause)),
+            }
         }
+    }
+
+    /// Renames durably, replacing what is at `to`. The caller has synced the file.
+    pub fn rename(&self, from: &OsStr, to: &OsStr) -> Result<()> {
+        let renamed = rustix::fs::renameat(&self.file, from, &self.file, to);
+        renamed.map_err(|cause| Error::io("rename to", self.path.join(to), cause))?;
+        self.sync()
+    }
+
+    /// Renames durably; an existing `to` is an [`Error::Io`] of `EEXIST` and stays as it is.
+    pub fn rename_new(&self, from: &OsStr, to: &OsStr) -> Result<()> {
+        let failed = |cause| Error::io("rename to", self.path.join(to), cause);
+        match rustix::fs::renameat_with(&self.file, from, &self.file, to, RenameFlags::NOREPLACE) {
+            Ok(()) => {}
+            // The file system has no such rename: a hard link refuses an existing name just the same.
+            Err(Errno::INVAL | Errno::NOSYS) => {
+                rustix::fs::linkat(&self.file, from, &self.file, to, AtFlags::empty()).map_err(failed)?;
+                let removed = rustix::fs::unlinkat(&self.file, from, AtFlags::empty());
+                removed.map_err(|cause| Error::io("remove", self.path.join(from), cause))?;
+            }
+            Err(cause) => return Err(failed(cause)),
+        }
+        self.sync()
+    }
+
+    /// Removes a file durably; one that is not there is no error.
+    pub fn remove(&self, name: &OsStr) -> Result<()> {
+        match rustix::fs::unlinkat(&self.file, name, AtFlags::empty()) {
+            Ok(()) => self.sync(),
+            Err(Errno::NOENT) => Ok(()),
+            Err(cause) => Err(Error::io("remove", self.path.join(name), cause)),
+        }
+    }
+}
+
+impl AsFd for Directory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }
 
@@ -178,14 +233,15 @@ mod tests {
     #[test]
     fn a_new_name_never_replaces_an_old_one() {
         let directory = tempfile::tempdir().unwrap();
-        let (old, new) = (directory.path().join("old"), directory.path().join("new"));
-        std::fs::write(&old, b"old").unwrap();
-        std::fs::write(&new, b"new").unwrap();
-        let refused = rename_new_durably(&new, &old).unwrap_err();
+        let path = |name: &str| directory.path().join(name);
+        std::fs::write(path("old"), b"old").unwrap();
+        std::fs::write(path("new"), b"new").unwrap();
+        let open = Directory::new(File::open(directory.path()).unwrap(), directory.path());
+        let refused = open.rename_new("new".as_ref(), "old".as_ref()).unwrap_err();
         assert_eq!(refused.raw_os_error(), Some(libc::EEXIST));
-        assert_eq!(std::fs::read(&old).unwrap(), b"old");
-        rename_new_durably(&new, &directory.path().join("free")).unwrap();
-        assert!(!new.exists());
+        assert_eq!(std::fs::read(path("old")).unwrap(), b"old");
+        open.rename_new("new".as_ref(), "free".as_ref()).unwrap();
+        assert!(!path("new").exists() && path("free").exists());
     }
 
     #[test]
@@ -214,5 +270,10 @@ mod tests {
         std::fs::write(&path, b"x").unwrap();
         remove_durably(&path).unwrap();
         remove_durably(&path).unwrap();
+        std::fs::write(&path, b"x").unwrap();
+        let open = Directory::new(File::open(directory.path()).unwrap(), directory.path());
+        open.remove("gone".as_ref()).unwrap();
+        open.remove("gone".as_ref()).unwrap();
+        assert!(!path.exists());
     }
 }

@@ -285,8 +285,9 @@ fn parent(place: Place<'_>) -> rustix::io::Result<(OwnedFd, &Path)> {
     Ok((parent, Path::new(name)))
 }
 
-/// Opens what is at `place`; a link in any of its components, the last included, is refused with `ELOOP`.
-fn open_below(place: Place<'_>, flags: OFlags, mode: Mode) -> rustix::io::Result<OwnedFd> {
+/// Opens what is at `place`; a link in any of its components, the last included, is refused with `ELOOP` (or `ENOTDIR`,
+/// where the kernel has no `openat2`).
+pub fn open_below(place: Place<'_>, flags: OFlags, mode: Mode) -> rustix::io::Result<OwnedFd> {
     let path = if place.path.as_os_str().is_empty() { Path::new(".") } else { place.path };
     let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;

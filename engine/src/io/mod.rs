@@ -14,4 +14,4 @@ mod transfer;
 
 pub use buffer::{BUFFER_BYTES, Buffer, buffers};
 pub use disk::{Disk, Found, Open, OpenFile, Owner, Place, Queue, Root};
-pub use local::{Engine, LocalDisk};
+pub use local::{Engine, LocalDisk, open_below};

@@ -5,19 +5,29 @@
 //!
 //! What root writes belongs to the owner of the store's directory: a backup that root makes must not keep the
 //! server's `archive_command` from writing beside it.
+//!
+//! That owner could put a link in the place of any directory and have root write elsewhere. So the way to the store's
+//! directory may have links, it is the operator's; below it names are made, replaced and removed only within directories
+//! that were opened without following one. Reading follows links: it gives nothing away, and a repository that somebody
+//! has spread over disks can at least be restored from.
+//!
+//! Always true: what is given to the store's owner was made by us, a moment ago, within the store.
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Dir, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
 use super::{Entry, Existing, Store, Upload};
-use crate::io::durable;
+use crate::io::durable::{self, Directory};
+use crate::io::{Place, Root, open_below};
 use crate::{Error, Result};
 
 /// Files kept open for reading. A process may commonly open 1024, and has other uses for them.
@@ -33,10 +43,10 @@ const UPLOAD_SUFFIX: &str = ".part";
 pub struct LocalStore {
     root: PathBuf,
     open_files: Mutex<OpenFiles>,
-    /// Directories whose own names are known to be durable.
+    /// Directories, by their keys, whose own names are known to be durable.
     named: Mutex<HashSet<PathBuf>>,
-    /// [`durable::sync_directory`]; a test listens to it.
-    sync_directory: fn(&Path) -> Result<()>,
+    /// [`Directory::sync`]; a test listens to it.
+    sync_directory: fn(&Directory) -> Result<()>,
 }
 
 impl LocalStore {
@@ -46,69 +56,64 @@ impl LocalStore {
             root: root.into(),
             open_files: Mutex::default(),
             named: Mutex::default(),
-            sync_directory: durable::sync_directory,
+            sync_directory: Directory::sync,
         }
     }
 
     fn path(&self, key: &str) -> Result<PathBuf> {
-        let path = Path::new(key);
-        let plain = !key.is_empty() && path.components().all(|part| matches!(part, Component::Normal(_)));
-        if plain { Ok(self.root.join(path)) } else { Err(Error::Refused(format!("\"{key}\" is not a key of a store"))) }
+        check(key).map(|key| self.root.join(key))
     }
 
-    fn make_parents(&self, path: &Path) -> Result<()> {
-        path.parent()
-            .filter(|parent| !parent.as_os_str().is_empty())
-            .map_or(Ok(()), |parent| self.make_directory(parent))
-    }
-
-    /// Makes a directory and its missing parents, each durably named by the one above.
-    fn make_directory(&self, path: &Path) -> Result<()> {
-        if path.is_dir() {
-            return self.settle_directory(path);
+    /// The root, made where it is missing.
+    fn made_root(&self) -> Result<Root> {
+        if !self.root.is_dir() {
+            make_way(&self.root)?;
         }
-        self.make_parents(path)?;
-        match std::fs::DirBuilder::new().mode(DIRECTORY_MODE).create(path) {
-            Ok(()) => {
-                // Not through a link that somebody was quick to put in its place.
-                let own = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let directory = rustix::fs::open(path, own, Mode::empty());
-                let directory = directory.map_err(|cause| Error::io("open", path, cause))?;
-                self.hand_over(&directory.into(), path)?;
+        Root::open(&self.root)
+    }
+
+    /// A directory of the store, made where it is missing: it and those above it, each durably named by the one above.
+    fn made(&self, root: &Root, path: &Path) -> Result<Directory> {
+        match open_directory(root.at(path)) {
+            Err(missing) if is_missing(&missing) => {}
+            opened => {
+                self.settle_directory(root, path)?;
+                return opened;
             }
-            Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(cause) => return Err(Error::io("create", path, cause)),
         }
-        self.sync_name(path)
+        let (parent, name) = split(path)?;
+        let above = self.made(root, parent)?;
+        let made = match rustix::fs::mkdirat(&above, name, Mode::from_raw_mode(DIRECTORY_MODE)) {
+            Ok(()) => true,
+            Err(Errno::EXIST) => false,
+            Err(cause) => return Err(Error::io("create", root.at(path).full(), cause)),
+        };
+        let directory = open_directory(root.at(path))?;
+        // One with something in it is another that somebody was quick to put in its place.
+        if made && is_empty(&directory)? {
+            hand_over(root, &directory, directory.path())?;
+        }
+        self.sync_name(path, &above)?;
+        Ok(directory)
     }
 
     /// Makes the name of a directory durable that somebody else made, once: its maker may have been killed before it came
     /// to that. Those above it were named before anything was made in them; the root is the operator's.
-    fn settle_directory(&self, path: &Path) -> Result<()> {
-        if path == self.root || !path.starts_with(&self.root) || self.named().contains(path) {
+    fn settle_directory(&self, root: &Root, path: &Path) -> Result<()> {
+        if path.as_os_str().is_empty() || self.named().contains(path) {
             return Ok(());
         }
-        self.sync_name(path)
+        self.sync_name(path, &open_directory(root.at(split(path)?.0))?)
     }
 
-    fn sync_name(&self, path: &Path) -> Result<()> {
-        (self.sync_directory)(path.parent().unwrap_or(path))?;
+    fn sync_name(&self, path: &Path, above: &Directory) -> Result<()> {
+        (self.sync_directory)(above)?;
         self.named().insert(path.to_owned());
         Ok(())
     }
 
     fn named(&self) -> std::sync::MutexGuard<'_, HashSet<PathBuf>> {
         self.named.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Gives what root has made in the store to the owner of the store.
-    fn hand_over(&self, file: &File, path: &Path) -> Result<()> {
-        if !rustix::process::geteuid().is_root() || !path.starts_with(&self.root) || path == self.root {
-            return Ok(());
-        }
-        let owner = std::fs::metadata(&self.root).map_err(|cause| Error::io("look at", &self.root, cause))?;
-        let given = std::os::unix::fs::fchown(file, Some(owner.uid()), Some(owner.gid()));
-        given.map_err(|cause| Error::io("change the owner of", path, cause))
     }
 
     fn open_files(&self) -> std::sync::MutexGuard<'_, OpenFiles> {
@@ -182,57 +187,72 @@ impl Store for LocalStore {
     }
 
     fn create(&self, key: &str, existing: Existing) -> Result<Box<dyn Upload>> {
-        let path = self.path(key)?;
-        self.make_parents(&path)?;
-        let (temporary, file) = durable::create_beside(&path, FILE_MODE)?;
-        self.hand_over(&file, &temporary)?;
-        Ok(Box::new(LocalUpload { path, temporary, file, existing, written: 0, failed: false, renamed: false }))
+        let (parent, name) = split(check(key)?)?;
+        let root = self.made_root()?;
+        let directory = self.made(&root, parent)?;
+        let (temporary, file) = directory.create_beside(name, FILE_MODE)?;
+        let upload = LocalUpload {
+            path: directory.path().join(name),
+            name: name.to_owned(),
+            directory,
+            temporary,
+            file,
+            existing,
+            written: 0,
+            failed: false,
+            renamed: false,
+        };
+        hand_over(&root, &upload.file, &upload.path)?;
+        Ok(Box::new(upload))
     }
 
     fn settle(&self, key: &str) -> Result<()> {
-        let path = self.path(key)?;
-        let Some(parent) = path.parent() else { return Ok(()) };
-        (self.sync_directory)(parent)?;
-        self.settle_directory(parent)
+        let (parent, _) = split(check(key)?)?;
+        let root = Root::open(&self.root)?;
+        (self.sync_directory)(&open_directory(root.at(parent))?)?;
+        self.settle_directory(&root, parent)
     }
 
     fn remove(&self, key: &str) -> Result<()> {
         self.open_files().forget(key);
-        durable::remove_durably(&self.path(key)?)
+        let (parent, name) = split(check(key)?)?;
+        let directory = Root::open(&self.root).and_then(|root| open_directory(root.at(parent)));
+        match directory {
+            Err(missing) if is_missing(&missing) => Ok(()),
+            directory => directory?.remove(name),
+        }
     }
 
     fn sweep_uploads(&self, directory: &str) -> Result<u64> {
-        let path = self.path(directory)?;
+        let opened = Root::open(&self.root).and_then(|root| open_directory(root.at(check(directory)?)));
+        let opened = match opened {
+            Err(missing) if is_missing(&missing) => return Ok(0),
+            opened => opened?,
+        };
         let mut leftovers = Vec::new();
         let mut bytes = 0;
-        match for_each_child(&path, |name, metadata| {
+        for_each_child(opened.path(), |name, metadata| {
             if is_hidden(name) && name.ends_with(UPLOAD_SUFFIX) && metadata.is_file() {
-                leftovers.push(path.join(name));
+                leftovers.push(name.to_owned());
                 bytes += metadata.len();
             }
             Ok(())
-        }) {
-            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(0),
-            other => other?,
-        }
-        leftovers.iter().try_for_each(|leftover| durable::remove_durably(leftover))?;
+        })?;
+        leftovers.iter().try_for_each(|leftover| opened.remove(leftover.as_ref()))?;
         Ok(bytes)
     }
 
     fn open_lock(&self, key: &str) -> Result<File> {
-        let path = self.path(key)?;
-        self.make_parents(&path)?;
-        // Not truncated: the text belongs to whoever holds the lock. Not through a link: the holder writes into the file,
-        // and what the link leads to may be anything that root can write.
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = match rustix::fs::open(&path, flags, Mode::from_raw_mode(FILE_MODE)) {
-            Ok(file) => File::from(file),
-            Err(Errno::LOOP) => return Err(Error::corrupt(&path, "a lock that is a symbolic link")),
-            Err(cause) => return Err(Error::io("open", &path, cause)),
-        };
-        refuse_unless_regular(&file, &path)?;
-        self.hand_over(&file, &path)?;
-        Ok(file)
+        match open_lock_file(&self.made_root()?, check(key)?) {
+            Err(missing) if is_missing(&missing) => {}
+            opened => return opened,
+        }
+        // Made as every key is: whoever finds it finds it with its owner.
+        match self.put(key, b"", Existing::Refuse) {
+            Err(error) if error.raw_os_error() != Some(libc::EEXIST) => return Err(error),
+            _ => {}
+        }
+        open_lock_file(&self.made_root()?, check(key)?)
     }
 
     fn describe(&self, key: &str) -> PathBuf {
@@ -242,6 +262,98 @@ impl Store for LocalStore {
     fn local_path(&self, key: &str) -> Option<PathBuf> {
         self.path(key).ok()
     }
+}
+
+/// The key as a relative path, without a way out of the store.
+fn check(key: &str) -> Result<&Path> {
+    let path = Path::new(key);
+    let plain = !key.is_empty() && path.components().all(|part| matches!(part, Component::Normal(_)));
+    if plain { Ok(path) } else { Err(Error::Refused(format!("\"{key}\" is not a key of a store"))) }
+}
+
+/// The directory of a key, and the name in it.
+fn split(path: &Path) -> Result<(&Path, &OsStr)> {
+    let split = path.parent().zip(path.file_name());
+    split.ok_or_else(|| Error::Refused(format!("\"{}\" is not a key of a store", path.display())))
+}
+
+fn is_missing(error: &Error) -> bool {
+    error.raw_os_error() == Some(libc::ENOENT)
+}
+
+/// Makes the directory `path`, and those above it, durably. It is where the operator says, through whatever links.
+fn make_way(path: &Path) -> Result<()> {
+    let parent = path.parent().unwrap_or(path);
+    if path.as_os_str().is_empty() || path.is_dir() {
+        return Ok(());
+    }
+    make_way(parent)?;
+    match std::fs::DirBuilder::new().mode(DIRECTORY_MODE).create(path) {
+        Err(cause) if cause.kind() != io::ErrorKind::AlreadyExists => Err(Error::io("create", path, cause)),
+        _ => durable::sync_directory(parent),
+    }
+}
+
+/// Opens a directory of the store, for changing what is in it.
+fn open_directory(place: Place<'_>) -> Result<Directory> {
+    match open_below(place, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()) {
+        Ok(directory) => Ok(Directory::new(directory, place.full())),
+        Err(cause @ (Errno::LOOP | Errno::NOTDIR)) => Err(link_in(place).map_or_else(
+            || Error::io("open", place.full(), cause),
+            |link| {
+                let why = "within a repository nothing is written through links";
+                Error::Refused(format!("{} is a symbolic link, and {why}", link.display()))
+            },
+        )),
+        Err(cause) => Err(Error::io("open", place.full(), cause)),
+    }
+}
+
+/// The link on the way to `place`: for people.
+fn link_in(place: Place<'_>) -> Option<PathBuf> {
+    let mut path = place.root.path().to_owned();
+    place.path.components().find_map(|component| {
+        path.push(component);
+        path.is_symlink().then(|| path.clone())
+    })
+}
+
+fn is_empty(directory: &Directory) -> Result<bool> {
+    let failed = |cause| Error::io("list", directory.path(), cause);
+    for entry in Dir::read_from(directory).map_err(failed)? {
+        if !matches!(entry.map_err(failed)?.file_name().to_bytes(), b"." | b"..") {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Gives what root has just made in the store to the owner of the store.
+fn hand_over(root: &Root, made: impl AsFd, path: &Path) -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let owner = rustix::fs::fstat(root).map_err(|cause| Error::io("look at", root.path(), cause))?;
+    let (uid, gid) = (Uid::from_raw(owner.st_uid), Gid::from_raw(owner.st_gid));
+    let given = rustix::fs::fchown(made, Some(uid), Some(gid));
+    given.map_err(|cause| Error::io("change the owner of", path, cause))
+}
+
+/// Opens a lock that is there. Not truncated: the text belongs to whoever holds it. The holder writes into it, so it must
+/// be this file's only name: what another leads to may be anything that root can write.
+fn open_lock_file(root: &Root, key: &Path) -> Result<File> {
+    let (parent, name) = split(key)?;
+    let directory = open_directory(root.at(parent))?;
+    let path = directory.path().join(name);
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = match rustix::fs::openat(&directory, name, flags, Mode::empty()) {
+        Ok(file) => File::from(file),
+        Err(Errno::LOOP) => return Err(Error::corrupt(&path, "a lock that is a symbolic link")),
+        Err(cause) => return Err(Error::io("open", &path, cause)),
+    };
+    refuse_unless_regular(&file, &path)?;
+    let names = file.metadata().map_err(|cause| Error::io("look at", &path, cause))?.nlink();
+    if names > 1 { Err(Error::corrupt(&path, "a lock that has other names")) } else { Ok(file) }
 }
 
 /// Opens a file of the store. A pipe in its place would else be waited for until somebody writes into it.
@@ -261,8 +373,11 @@ fn refuse_unless_regular(file: &File, path: &Path) -> Result<()> {
 }
 
 struct LocalUpload {
+    /// For messages.
     path: PathBuf,
-    temporary: PathBuf,
+    directory: Directory,
+    name: OsString,
+    temporary: OsString,
     file: File,
     existing: Existing,
     written: u64,
@@ -290,8 +405,8 @@ impl Upload for LocalUpload {
         self.refuse_after_failure()?;
         durable::sync_file(&self.file, &self.path)?;
         match self.existing {
-            Existing::Refuse => durable::rename_new_durably(&self.temporary, &self.path)?,
-            Existing::Replace => durable::rename_durably(&self.temporary, &self.path)?,
+            Existing::Refuse => self.directory.rename_new(&self.temporary, &self.name)?,
+            Existing::Replace => self.directory.rename(&self.temporary, &self.name)?,
         }
         self.renamed = true;
         Ok(())
@@ -311,7 +426,7 @@ impl Drop for LocalUpload {
     fn drop(&mut self) {
         if !self.renamed {
             // What cannot be removed now is swept later; it is invisible either way.
-            let _ = std::fs::remove_file(&self.temporary);
+            let _ = rustix::fs::unlinkat(&self.directory, &self.temporary, AtFlags::empty());
         }
     }
 }
@@ -382,9 +497,9 @@ mod tests {
     #[test]
     fn a_directory_whose_maker_was_killed_is_named_durably_before_anything_in_it_is_promised() {
         thread_local!(static SYNCED: std::cell::RefCell<Vec<PathBuf>> = const { std::cell::RefCell::new(Vec::new()) });
-        let listen = |path: &Path| {
-            SYNCED.with_borrow_mut(|synced| synced.push(path.to_owned()));
-            durable::sync_directory(path)
+        let listen = |directory: &Directory| {
+            SYNCED.with_borrow_mut(|synced| synced.push(directory.path().to_owned()));
+            directory.sync()
         };
         let directory = tempfile::tempdir().unwrap();
         let synced = || SYNCED.take().iter().filter(|path| **path == directory.path().join("wal")).count();
@@ -430,15 +545,75 @@ mod tests {
         drop(store.open_lock("locks/good").unwrap());
         std::os::unix::fs::symlink(&victim, directory.path().join("repo/locks/link")).unwrap();
         std::os::unix::fs::symlink("nowhere", directory.path().join("repo/locks/dangling")).unwrap();
+        std::fs::hard_link(&victim, directory.path().join("repo/locks/second")).unwrap();
         std::fs::create_dir(directory.path().join("repo/locks/directory")).unwrap();
         rustix::fs::mkfifoat(rustix::fs::CWD, directory.path().join("repo/locks/pipe"), 0o600.into()).unwrap();
-        for key in ["link", "dangling", "pipe"] {
+        for key in ["link", "dangling", "second", "pipe"] {
             let refused = store.open_lock(&format!("locks/{key}")).unwrap_err();
             assert!(matches!(refused, Error::Corrupt { .. }), "{key}: {refused}");
         }
         assert!(store.open_lock("locks/directory").is_err());
         assert_eq!(std::fs::read(&victim).unwrap(), b"precious");
         assert!(!directory.path().join("repo/locks/nowhere").exists());
+    }
+
+    #[test]
+    fn nothing_is_changed_through_a_link_in_the_place_of_a_directory() {
+        let place = tempfile::tempdir().unwrap();
+        let store = LocalStore::new(place.path().join("way/repo"));
+        store.put("locks/lock", b"", Existing::Refuse).unwrap();
+        let repo = place.path().join("way/repo");
+        let elsewhere = place.path().join("elsewhere");
+        std::fs::create_dir(&elsewhere).unwrap();
+        for name in ["lock", "victim", ".left.1.1.part"] {
+            std::fs::write(elsewhere.join(name), b"precious").unwrap();
+        }
+        std::fs::rename(repo.join("locks"), repo.join("old")).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, repo.join("locks")).unwrap();
+
+        let message = format!("{} is a symbolic link", repo.join("locks").display());
+        let refused = [
+            store.open_lock("locks/lock").map(drop),
+            store.open_lock("locks/new").map(drop),
+            store.put("locks/key", b"x", Existing::Refuse),
+            store.put("locks/victim", b"x", Existing::Replace),
+            store.put("locks/deeper/key", b"x", Existing::Refuse),
+            store.remove("locks/victim"),
+            store.settle("locks/victim"),
+            store.sweep_uploads("locks").map(drop),
+        ];
+        for refused in refused {
+            let refused = refused.unwrap_err();
+            assert!(matches!(&refused, Error::Refused(text) if text.starts_with(&message)), "{refused}");
+        }
+        assert_eq!(std::fs::read_dir(&elsewhere).unwrap().count(), 3);
+        for name in ["lock", "victim", ".left.1.1.part"] {
+            assert_eq!(std::fs::read(elsewhere.join(name)).unwrap(), b"precious", "{name}");
+        }
+
+        // It can be read; and the way to the store is the operator's.
+        assert_eq!(store.get("locks/victim", 10).unwrap(), b"precious");
+        std::os::unix::fs::symlink(place.path().join("way"), place.path().join("other")).unwrap();
+        let store = LocalStore::new(place.path().join("other/repo"));
+        store.put("keys/key", b"x", Existing::Refuse).unwrap();
+        assert!(repo.join("keys/key").is_file());
+    }
+
+    #[test]
+    fn root_gives_nothing_away_that_it_did_not_make() {
+        if !rustix::process::geteuid().is_root() {
+            return crate::left_out::leave_out("store::local::root_gives_nothing_away_that_it_did_not_make", "root");
+        }
+        let directory = tempfile::tempdir().unwrap();
+        std::os::unix::fs::chown(directory.path(), Some(12345), Some(54321)).unwrap();
+        std::fs::create_dir(directory.path().join("locks")).unwrap();
+        std::fs::write(directory.path().join("locks/old"), b"root's").unwrap();
+        let store = LocalStore::new(directory.path());
+        store.open_lock("locks/old").unwrap();
+        store.put("locks/new", b"x", Existing::Refuse).unwrap();
+        for (name, owner) in [("locks", 0), ("locks/old", 0), ("locks/new", 12345)] {
+            assert_eq!(std::fs::metadata(directory.path().join(name)).unwrap().uid(), owner, "{name}");
+        }
     }
 
     #[test]

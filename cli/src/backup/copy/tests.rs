@@ -16,6 +16,7 @@ use engine::units::{Lsn, SystemIdentifier, Timeline};
 
 use super::*;
 use crate::backup::scan::Source;
+use crate::postgres::owner::Owner;
 
 const BLOCK: BlockSize = BlockSize::MIN;
 /// Large enough to be a group by itself, of two leaves and a short block.
@@ -42,8 +43,14 @@ impl World {
         fs::write(path, content).unwrap();
     }
 
+    fn places(&self) -> Places {
+        Places::open(self.data.path(), &Owner::current().unwrap()).unwrap()
+    }
+
     fn list(&self) -> Vec<FileRecord> {
+        let owner = Owner::current().unwrap();
         let source = Source {
+            owner: &owner,
             data: self.data.path(),
             tablespaces: &BTreeMap::new(),
             version_directory: "PG_15_202209061",
@@ -57,7 +64,8 @@ impl World {
     fn back_up(&self, files: &[FileRecord], prepare: impl FnOnce(&Copy<'_>)) -> (Backup, Copied) {
         let (plan, progress) = (Plan::new(files, BLOCK), Counting::default());
         let writer = self.cluster.begin_backup(Parent::Latest).unwrap();
-        let copy = Copy::new(self.data.path(), files, &plan, &writer, BLOCK, true, &progress);
+        let places = self.places();
+        let copy = Copy::new(&places, files, &plan, &writer, BLOCK, true, &progress);
         prepare(&copy);
         let copied = copy.run(2, &mut || Ok(())).unwrap();
         let info: BackupInfo = writer.finish(description()).unwrap();
@@ -246,7 +254,8 @@ fn the_first_failure_stops_all_and_is_the_one_that_is_told() {
     let files = world.list();
     let (plan, progress) = (Plan::new(&files, BLOCK), Counting::default());
     let writer = world.cluster.begin_backup(Parent::Full).unwrap();
-    let copy = Copy::new(world.data.path(), &files, &plan, &writer, BLOCK, true, &progress);
+    let places = world.places();
+    let copy = Copy::new(&places, &files, &plan, &writer, BLOCK, true, &progress);
     copy.fail(anyhow::anyhow!("the session is gone"));
     assert_eq!(copy.run(2, &mut || Ok(())).err().unwrap().to_string(), "the session is gone");
     assert_eq!(progress.bytes(), 0);
