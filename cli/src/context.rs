@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use engine::repository::{Cluster, Repository};
 use engine::units::ClusterName;
 
+use crate::arguments::Verb;
 use crate::exit::{Exit, Failure};
 use crate::human;
 use crate::options::{ClusterOption, Global, RepositoryOption};
@@ -28,11 +29,17 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    pub(crate) fn new(global: &Global, json: bool) -> anyhow::Result<Self> {
+    pub(crate) fn new(global: &Global, verb: &Verb) -> anyhow::Result<Self> {
         start_log(global.verbose);
-        let settings = Settings::load(global.config.as_deref())?;
+        let settings =
+            if verb.needs_no_settings() { Settings::default() } else { Settings::load(global.config.as_deref())? };
         let interrupted = Arc::new(AtomicBool::new(false));
-        Ok(Self { settings, output: Output::new(json, &interrupted), state_flag: global.state.clone(), interrupted })
+        Ok(Self {
+            settings,
+            output: Output::new(verb.wants_json(), &interrupted),
+            state_flag: global.state.clone(),
+            interrupted,
+        })
     }
 
     /// Turns SIGINT and SIGTERM into [`Context::interrupted`]; a second one ends the process at once.
