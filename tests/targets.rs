@@ -534,6 +534,8 @@ fn a_restore_as_root_gives_everything_to_the_owner() -> Result<()> {
     std::fs::set_permissions(&settings, std::fs::Permissions::from_mode(0o600))?;
     let root =
         story.world.pghydrant.as_user(&OsUser::current()).env("PGHYDRANT_CONFIG", settings.display().to_string());
+    let theirs = story.world.pghydrant.state.display().to_string();
+    root.fail(["--state", &theirs, "sessions"], 3, &["belongs to", "--state"])?;
     let as_root = story.world.repository.with(&root);
     let owner = OsUser::server();
     let port = cluster::free_port()?.to_string();

@@ -15,6 +15,7 @@ use crate::human;
 use crate::options::{ClusterOption, Global, RepositoryOption};
 use crate::output::Output;
 use crate::settings::Settings;
+use crate::trust;
 
 /// Bytes of buffers and caches unless `memory` says otherwise.
 const MEMORY_BYTES_DEFAULT: u64 = 128 << 20;
@@ -104,8 +105,17 @@ impl Context {
         Ok(self.repository(repository)?.cluster(&name)?)
     }
 
-    /// Where sessions are kept: made by whoever writes the first.
+    /// Where sessions are kept: made by whoever writes the first. Root refuses a place of another user's.
     pub(crate) fn state_directory(&self) -> anyhow::Result<PathBuf> {
+        let directory = self.state_path()?;
+        for place in [directory.clone(), directory.join("sessions"), directory.join("mounts")] {
+            trust::refuse_foreign_place(&place)?;
+        }
+        Ok(directory)
+    }
+
+    /// The same, whoever's it is: to look at, and to say.
+    pub(crate) fn state_path(&self) -> anyhow::Result<PathBuf> {
         if let Some((path, _)) = self.settings.get("state", self.state_flag.clone().map(Into::into)) {
             return Ok(std::path::absolute(PathBuf::from(path))?);
         }

@@ -27,6 +27,7 @@ mod sessions;
 mod settings;
 mod show;
 mod table;
+mod trust;
 mod verify;
 mod wal;
 
