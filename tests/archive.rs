@@ -107,6 +107,12 @@ fn only_a_proven_absence_is_the_end_of_the_wal() -> Result<()> {
     let misspelt = world.scratch.join("misspelt.toml");
     fs::write(&misspelt, "rep = \"x\"")?;
     assert_eq!(bare(&["--config", &misspelt.display().to_string(), "wal", "fetch", last, "x"])?, Some(FAULT));
+    // Nothing of it counts where everything is named, as in the `restore_command` of a restore.
+    let to = world.scratch.directory("unsettled")?.join(last).display().to_string();
+    let named = world.repository.arguments(&["wal", "fetch"], &[last, &to]);
+    for unreadable in [misspelt.as_path(), Path::new("/nonexistent.toml")] {
+        world.pghydrant.env("PGHYDRANT_CONFIG", unreadable.display().to_string()).succeed(&named)?;
+    }
     Ok(())
 }
 

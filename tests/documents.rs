@@ -1,7 +1,7 @@
 //! Documents are tested: README's commands run as they stand, and the demo does what it says.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::time::Duration;
 
 use crate::support::tools::{postgres_bin, postgres_program};
@@ -95,9 +95,12 @@ fn the_demo_proves_itself_and_cleans_up() -> Result<()> {
     let scratch = Scratch::new()?;
     let pghydrant = Pghydrant::new(&scratch)?;
     let bin = postgres_program("postgres")?.parent().map(|bin| bin.display().to_string()).unwrap_or_default();
+    let own = tempfile::tempdir_in("/var/tmp")?;
+    fs::set_permissions(own.path(), fs::Permissions::from_mode(0o755))?;
     for user in [OsUser::server().clone(), OsUser::current()] {
         let demo = pghydrant.as_user(&user);
-        let kept = scratch.join(&format!("demo-of-{}", user.name));
+        let of_root = user.uid != OsUser::server().uid;
+        let kept = if of_root { own.path().join("demo") } else { scratch.join("demo") };
         let keep = kept.display().to_string();
         let ran = demo.succeed(["demo", "--scale", "2", "--pg-bin", &bin, "--keep", &keep])?;
         ensure!(ran.stdout.contains("200,000") && ran.stdout.contains("restore"), "{ran}");
@@ -106,6 +109,15 @@ fn the_demo_proves_itself_and_cleans_up() -> Result<()> {
             ensure!(!kept.join(server).join("postmaster.pid").exists(), "{server} still runs\n{ran}");
         }
         ensure!(filesystem::fuse_mounts_below(&kept).is_empty(), "a mount is left\n{ran}");
+        for path in ["", "pghydrant", "pghydrant.toml", "state", "mount"] {
+            let found = fs::symlink_metadata(kept.join(path))?;
+            ensure!(found.uid() == user.uid && found.mode() & 0o022 == 0, "{path} is not {}'s alone\n{ran}", user.name);
+        }
+        if of_root {
+            // Root would run a program in a directory that somebody else can put another one into.
+            let theirs = scratch.join("demo-of-root").display().to_string();
+            demo.fail(["demo", "--pg-bin", &bin, "--keep", &theirs], 3, &["belongs to", "--keep"])?;
+        }
     }
     Ok(())
 }

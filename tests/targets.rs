@@ -526,9 +526,17 @@ fn the_newest_backup_that_reaches_the_target_is_picked() -> Result<()> {
 #[test]
 fn a_restore_as_root_gives_everything_to_the_owner() -> Result<()> {
     requires!(Root, Postgres, Fuse);
-    use std::os::unix::fs::MetadataExt;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
     let story = Story::tell()?;
-    let as_root = story.world.repository.with(&story.world.pghydrant.as_user(&OsUser::current()));
+    // What PostgreSQL starts runs as the owner, who cannot read root's settings.
+    let settings = story.world.scratch.join("of-root.toml");
+    std::fs::write(&settings, "workers = 2\n")?;
+    std::fs::set_permissions(&settings, std::fs::Permissions::from_mode(0o600))?;
+    let root =
+        story.world.pghydrant.as_user(&OsUser::current()).env("PGHYDRANT_CONFIG", settings.display().to_string());
+    let theirs = story.world.pghydrant.state.display().to_string();
+    root.fail(["--state", &theirs, "sessions"], 3, &["belongs to", "--state"])?;
+    let as_root = story.world.repository.with(&root);
     let owner = OsUser::server();
     let port = cluster::free_port()?.to_string();
     let target = story.world.target();

@@ -34,6 +34,9 @@ fn ends_as_asked(world: &World, major: u32, target: &[&str], action: &str, expec
         let paused = std::mem::ManuallyDrop::new(Instance::running_in(&world.target())?);
         ensure!(paused.sql("SELECT pg_get_wal_replay_pause_state()")? == "paused", "{}: not paused", context());
         ensure!(marks(&paused)? == expected, "{}: paused with {}", context(), marks(&paused)?);
+        if major < 15 {
+            assert_eq!(paused.sql("SHOW stats_temp_directory")?, "pg_stat_tmp", "{}: while it recovers", context());
+        }
     }
     if action != "promote" {
         world.pghydrant.succeed(["promote", &session_of(&finished)?])?;
@@ -60,6 +63,12 @@ fn ends_as_asked(world: &World, major: u32, target: &[&str], action: &str, expec
 /// of `initdb`, what a backup leaves out, which settings a recovery knows.
 fn backed_up_and_restored(major: u32) -> Result<()> {
     let world = World::of_major(major, 1)?;
+    let statistics = world.scratch.directory("statistics")?;
+    if major < 15 {
+        // As Debian has it: outside the data directory, of a server that runs beside its copy.
+        world.cluster.configure(&format!("stats_temp_directory = '{}'", statistics.display()))?;
+        world.cluster.sql("SELECT pg_reload_conf()")?;
+    }
     let tablespace = world.scratch.directory("space")?;
     world.cluster.sql(&format!("CREATE TABLESPACE space LOCATION '{}'", tablespace.display()))?;
     world.cluster.sql("CREATE TABLE far (id int) TABLESPACE space; INSERT INTO far SELECT generate_series(1, 1000)")?;

@@ -64,6 +64,18 @@ pub(crate) enum WalVerb {
 }
 
 impl Verb {
+    /// Whether nothing that a settings file or the environment could say matters. A server runs such a command as its
+    /// owner, who may be unable to read a file that was made for others.
+    pub(crate) fn needs_no_settings(&self) -> bool {
+        match self {
+            Self::Wal(WalVerb::Push(wal::PushArguments { repository, cluster, .. }))
+            | Self::Wal(WalVerb::Fetch(wal::FetchArguments { repository, cluster, .. })) => {
+                repository.repo.is_some() && cluster.cluster.is_some()
+            }
+            _ => false,
+        }
+    }
+
     /// Whether stdout is read by a program.
     pub(crate) fn wants_json(&self) -> bool {
         match self {

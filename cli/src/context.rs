@@ -9,11 +9,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use engine::repository::{Cluster, Repository};
 use engine::units::ClusterName;
 
+use crate::arguments::Verb;
 use crate::exit::{Exit, Failure};
 use crate::human;
 use crate::options::{ClusterOption, Global, RepositoryOption};
 use crate::output::Output;
 use crate::settings::Settings;
+use crate::trust;
 
 /// Bytes of buffers and caches unless `memory` says otherwise.
 const MEMORY_BYTES_DEFAULT: u64 = 128 << 20;
@@ -28,11 +30,12 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    pub(crate) fn new(global: &Global, json: bool) -> anyhow::Result<Self> {
+    pub(crate) fn new(global: &Global, verb: &Verb) -> anyhow::Result<Self> {
         start_log(global.verbose);
-        let settings = Settings::load(global.config.as_deref())?;
+        let settings =
+            if verb.needs_no_settings() { Settings::default() } else { Settings::load(global.config.as_deref())? };
         let interrupted = Arc::new(AtomicBool::new(false));
-        let output = Output::new(json, &interrupted);
+        let output = Output::new(verb.wants_json(), &interrupted);
         if let Some(skipped) = &settings.skipped {
             output.warning(skipped);
         }
@@ -101,8 +104,17 @@ impl Context {
         Ok(self.repository(repository)?.cluster(&name)?)
     }
 
-    /// Where sessions are kept: made by whoever writes the first.
+    /// Where sessions are kept: made by whoever writes the first. Root refuses a place of another user's.
     pub(crate) fn state_directory(&self) -> anyhow::Result<PathBuf> {
+        let directory = self.state_path()?;
+        for place in [directory.clone(), directory.join("sessions"), directory.join("mounts")] {
+            trust::refuse_foreign_place(&place)?;
+        }
+        Ok(directory)
+    }
+
+    /// The same, whoever's it is: to look at, and to say.
+    pub(crate) fn state_path(&self) -> anyhow::Result<PathBuf> {
         if let Some((path, _)) = self.settings.get("state", self.state_flag.clone().map(Into::into)) {
             return Ok(std::path::absolute(PathBuf::from(path))?);
         }

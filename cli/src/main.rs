@@ -30,6 +30,7 @@ mod sessions;
 mod settings;
 mod show;
 mod table;
+mod trust;
 mod verify;
 mod wal;
 
@@ -59,7 +60,7 @@ fn run(faults: &exit::Faults) -> u8 {
             return if asked_for_help { Exit::Done as u8 } else { faults.code_of(Exit::Usage) };
         }
     };
-    let context = match Context::new(&cli.global, cli.verb.wants_json()) {
+    let context = match Context::new(&cli.global, &cli.verb) {
         Ok(context) => context,
         Err(error) => {
             output::Output::plain().error(&error);

@@ -1,7 +1,7 @@
 //! The bytes of pghydrant: the repository, the data path and hydration.
 //!
 //! This crate knows no FUSE, no PostgreSQL process and no terminal. What it knows of PostgreSQL is what the
-//! bytes need: the page checksum, the names of WAL segments, timelines.
+//! bytes need: the page checksum, the names of WAL segments, timelines; and whether a server may be at work on them.
 
 pub mod blocks;
 pub mod checksum;
@@ -14,6 +14,7 @@ pub mod io;
 #[path = "../../tests/support/left_out.rs"]
 mod left_out;
 pub mod page;
+pub mod process;
 pub mod progress;
 pub mod repository;
 pub mod store;

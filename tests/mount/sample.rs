@@ -74,11 +74,7 @@ impl Sample {
 
     /// As the server's user or as the tests' own; each has a state of its own.
     pub fn pghydrant(&self, user: &OsUser) -> Pghydrant {
-        self.pghydrant.as_user(user).env("PGHYDRANT_STATE", self.state(user).display().to_string())
-    }
-
-    fn state(&self, user: &OsUser) -> PathBuf {
-        if user.uid == OsUser::server().uid { self.scratch.join("state") } else { self.scratch.join("own-state") }
+        self.pghydrant.as_user(user)
     }
 
     /// Mounts the backup at `mnt`, as `user`, and watches over it.
@@ -90,7 +86,7 @@ impl Sample {
 
     pub fn watch(&self, user: &OsUser, mountpoint: &Path) -> Result<Mounted> {
         let name: String = mountpoint.to_string_lossy().trim_matches('/').replace('/', "-");
-        let log = self.state(user).join("mounts").join(format!("{name}.log"));
+        let log = self.pghydrant(user).state.join("mounts").join(format!("{name}.log"));
         Mounted::watch(mountpoint, log, &self.pghydrant(user))
     }
 

@@ -34,8 +34,10 @@ impl Pghydrant {
         Ok(Self { binary, state, user, environment: Vec::new(), time_limit: super::process::TIME_LIMIT })
     }
 
+    /// With a state of its own: root refuses to act upon another user's.
     pub fn as_user(&self, user: &OsUser) -> Self {
-        Self { user: user.clone(), ..self.clone() }
+        let name = if user.uid == OsUser::server().uid { "state" } else { "own-state" };
+        Self { user: user.clone(), state: self.state.with_file_name(name), ..self.clone() }
     }
 
     pub fn env(&self, name: &str, value: impl Into<String>) -> Self {

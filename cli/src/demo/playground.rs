@@ -1,10 +1,14 @@
 //! The demo's directory, the servers in it, and the commands that run there.
 //!
+//! As root there are two parts, and the servers' user is not to be trusted with root's: the directory, the program and
+//! the settings in it are the caller's, as are the restore's sessions and mounts; the servers' user has directories in
+//! it, made beforehand, and what is written into these is written as that user.
+//!
 //! Always true: whatever is started here is stopped by [`Playground::clear`], which also runs when the playground is
 //! dropped on the way out of a failure.
 
 use std::ffi::OsStr;
-use std::fmt::Write as _;
+use std::io::Write as _;
 use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::process::CommandExt as _;
@@ -20,6 +24,7 @@ use crate::context::Context;
 use crate::exit::{Exit, Failure};
 use crate::postgres::binaries::Binaries;
 use crate::postgres::owner::Owner;
+use crate::trust;
 
 /// How often a command is looked at.
 const POLL: Duration = Duration::from_millis(20);
@@ -29,6 +34,8 @@ const GRACE: Duration = Duration::from_secs(15);
 const ARCHIVE_TIMEOUT: Duration = Duration::from_secs(60);
 /// `sun_path` of a Unix socket, without the final zero.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
+/// The servers' first words.
+const LOGS: &str = "logs";
 /// Users that may run the servers when we are root, in the order of preference.
 const OWNERS: [&str; 2] = ["postgres", "nobody"];
 
@@ -45,7 +52,7 @@ pub(super) struct Playground<'c> {
 }
 
 impl<'c> Playground<'c> {
-    /// Makes the directory, with a copy of our own program (a home directory is often closed to the server's user) and
+    /// Makes the directory, with a copy of our own program (a home directory is often closed to the servers' user) and
     /// a `pghydrant.toml` that the commands find because they run there.
     pub(super) fn prepare(keep: Option<&Path>, binaries: Binaries, context: &'c Context) -> Result<Self> {
         let owner = server_owner()?;
@@ -70,10 +77,14 @@ impl<'c> Playground<'c> {
             let message = format!("{} is too long a path for a server's socket", self.directory.display());
             return Err(Failure::new(Exit::Refused, message).hint("choose a shorter one for --keep").into());
         }
-        self.give_to_owner(&self.directory, 0o755)?;
+        set_mode(&self.directory, 0o755)?;
         let own = env::current_exe().context("cannot find this program's own file")?;
         fs::copy(&own, &self.program).map_err(|cause| engine::Error::io("copy", &own, cause))?;
-        for name in ["sockets", "state", "mount"] {
+        set_mode(&self.program, 0o755)?;
+        for (name, mode) in [("state", 0o700), ("mount", 0o755)] {
+            self.directory(name, mode)?;
+        }
+        for name in ["sockets", "repository", LOGS] {
             self.owned_directory(name)?;
         }
         let text = format!(
@@ -83,6 +94,7 @@ impl<'c> Playground<'c> {
         );
         let settings = self.directory.join("pghydrant.toml");
         fs::write(&settings, &text).map_err(|cause| engine::Error::io("write", &settings, cause))?;
+        set_mode(&settings, 0o644)?;
         self.note(&format!("{}:\n{}", settings.display(), indented(&text)));
         Ok(())
     }
@@ -93,17 +105,18 @@ impl<'c> Playground<'c> {
 
     /// A new directory of the servers' user.
     pub(super) fn owned_directory(&self, name: &str) -> Result<PathBuf> {
-        let path = self.directory.join(name);
-        fs::create_dir(&path).map_err(|cause| engine::Error::io("make", &path, cause))?;
-        self.give_to_owner(&path, 0o700)?;
+        let path = self.directory(name, 0o700)?;
+        chown(&path, Some(self.owner.uid), Some(self.owner.gid))
+            .map_err(|cause| engine::Error::io("give away", &path, cause))?;
         Ok(path)
     }
 
-    fn give_to_owner(&self, path: &Path, mode: u32) -> Result<()> {
-        fs::set_permissions(path, fs::Permissions::from_mode(mode))
-            .and_then(|()| chown(path, Some(self.owner.uid), Some(self.owner.gid)))
-            .map_err(|cause| engine::Error::io("give away", path, cause))?;
-        Ok(())
+    /// A new directory of the caller's.
+    fn directory(&self, name: &str, mode: u32) -> Result<PathBuf> {
+        let path = self.directory.join(name);
+        fs::create_dir(&path).map_err(|cause| engine::Error::io("make", &path, cause))?;
+        set_mode(&path, mode)?;
+        Ok(path)
     }
 
     /// The line of `postgresql.conf` that archives with our own `wal push`.
@@ -237,19 +250,32 @@ impl<'c> Playground<'c> {
     /// A new cluster with page checksums, started.
     pub(super) fn make_server(&self, name: &str, settings: &[&str]) -> Result<Server<'_>> {
         let server = self.server_at(name)?;
+        self.owned_directory(name)?;
         self.note(&format!("\n$ initdb --data-checksums {name}; pg_ctl start; pgbench --initialize"));
         let options = ["-k", "-A", "trust", "-U", "postgres", "--no-sync", "-E", "UTF8", "--locale=C", "-D"];
         let options: Vec<&OsStr> = options.iter().map(OsStr::new).chain([server.data_directory.as_os_str()]).collect();
         self.postgres("initdb", &options)?;
-        let conf = server.data_directory.join("postgresql.conf");
-        let mut text = fs::read_to_string(&conf).map_err(|cause| engine::Error::io("read", &conf, cause))?;
         let sockets = self.directory.join("sockets");
-        let _ = writeln!(text, "port = {}\nunix_socket_directories = '{}'", server.port, sockets.display());
-        let _ = writeln!(text, "listen_addresses = ''\narchive_mode = on\nmax_wal_size = 1GB");
+        let mut text = format!("port = {}\nunix_socket_directories = '{}'\n", server.port, sockets.display());
+        text.push_str("listen_addresses = ''\narchive_mode = on\nmax_wal_size = 1GB\n");
         settings.iter().for_each(|line| text = format!("{text}{line}\n"));
-        fs::write(&conf, text).map_err(|cause| engine::Error::io("write", &conf, cause))?;
+        self.append_as_owner(&server.data_directory.join("postgresql.conf"), &text)?;
         server.pg_ctl(&["start", "-w"])?;
         Ok(server)
+    }
+
+    /// The file is the servers' user's, who may have put anything in its place.
+    fn append_as_owner(&self, path: &Path, text: &str) -> Result<()> {
+        let mut command = self.owner.command("tee")?;
+        command.arg("-a").arg(path).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = start(&mut command)?;
+        // What it could not write, it says at its end.
+        let written = child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(text.as_bytes()));
+        let output = child.wait_with_output()?;
+        if !output.status.success() {
+            bail!("cannot write {}: {}", path.display(), String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(written?)
     }
 
     /// Stops the servers, takes mounts away, removes the directory. What cannot be done is said, and the rest goes on.
@@ -344,7 +370,8 @@ impl Server<'_> {
 
     /// Runs to its end, Ctrl-C or not: a start that was interrupted would leave a server that nobody finds yet.
     fn pg_ctl(&self, arguments: &[&str]) -> Result<()> {
-        let log = self.data_directory.with_extension("log");
+        let name = self.data_directory.file_name().unwrap_or_default();
+        let log = self.playground.directory.join(LOGS).join(name).with_extension("log");
         let mut command = self.playground.owner.command(self.playground.binaries.require("pg_ctl")?)?;
         command.args(arguments).arg("-D").arg(&self.data_directory).arg("-l").arg(&log);
         run_to_end(&mut command)?;
@@ -362,9 +389,25 @@ fn server_owner() -> Result<Owner> {
     Ok(found.ok_or_else(|| refused().hint("useradd --system postgres, or run the demo as an ordinary user"))?)
 }
 
+fn set_mode(path: &Path, mode: u32) -> Result<()> {
+    let set = fs::set_permissions(path, fs::Permissions::from_mode(mode));
+    Ok(set.map_err(|cause| engine::Error::io("set the mode of", path, cause))?)
+}
+
 fn empty_directory(path: &Path) -> Result<PathBuf> {
     let path = std::path::absolute(path)?;
+    let refuse_foreign = |path: &Path| match trust::who_rules_over(path)? {
+        None => Ok(()),
+        Some(why) => Err(anyhow::Error::from(
+            Failure::new(Exit::Refused, format!("{why}: root runs no program below it"))
+                .hint("name a directory of root's for --keep"),
+        )),
+    };
+    refuse_foreign(&path)?;
     fs::create_dir_all(&path).map_err(|cause| engine::Error::io("make", &path, cause))?;
+    // Somebody else may have been quicker, and a link may lead elsewhere by now.
+    let path = path.canonicalize().map_err(|cause| engine::Error::io("resolve", &path, cause))?;
+    refuse_foreign(&path)?;
     let mut entries = fs::read_dir(&path).map_err(|cause| engine::Error::io("list", &path, cause))?;
     if entries.next().is_some() {
         let message = format!("{} is not empty", path.display());

@@ -63,7 +63,7 @@ fn settings(arguments: &Arguments, context: &Context) -> Vec<Setting> {
         _ => None,
     };
     let default = |key: &str| match key {
-        "state" => context.state_directory().ok().map(|path| path.display().to_string()),
+        "state" => context.state_path().ok().map(|path| path.display().to_string()),
         "memory" => context.memory_bytes().ok().map(crate::human::bytes),
         "workers" => context.workers().ok().map(|workers| workers.to_string()),
         _ => None,

@@ -102,7 +102,7 @@ pub(super) fn survey(arguments: &Arguments, context: &Context) -> Result<Machine
         fuse: fuse_usable(),
         user_allow_other: fs::read_to_string("/etc/fuse.conf").is_ok_and(|text| allows_other(&text)),
         postgres: Binaries::installed().iter().map(Server::of).collect(),
-        state: Place::at(&context.state_directory()?),
+        state: Place::at(&context.state_path()?),
         mount_directory: Place::at(&chosen.unwrap_or_else(default_directory)),
         text: machine::libc_version().zip(machine::locale_count()),
         newest: newest(arguments, context),

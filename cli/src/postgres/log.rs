@@ -32,11 +32,14 @@ pub(crate) fn tail(path: &Path, from: u64) -> Result<String> {
 /// The last `FATAL` or `PANIC` of a log with what follows of the same message.
 ///
 /// A process's end is reported by the postmaster with `LOG` lines after the message that explains it, so the last
-/// line is seldom the reason. `FATAL:  the database system is starting up` and its like only answer early callers.
+/// line is seldom the reason. `FATAL:  the database system is starting up` and its like only answer early callers, and
+/// `terminating connection due to administrator command` is what sessions are told when somebody stops the server.
 pub(crate) fn last_failure(text: &str) -> Option<String> {
     let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
     let is_reason = |line: &str| {
-        (line.contains("FATAL:  ") || line.contains("PANIC:  ")) && !line.contains("the database system is ")
+        (line.contains("FATAL:  ") || line.contains("PANIC:  "))
+            && !line.contains("the database system is ")
+            && !line.ends_with(" due to administrator command")
     };
     let at = lines.iter().rposition(|line| is_reason(line))?;
     let following = lines[at + 1..].iter().take(FOLLOWING_LINES_MAX).take_while(|line| {
@@ -71,6 +74,12 @@ mod tests {
     fn a_log_without_a_failure_has_none() {
         let early = "LOG:  starting\nFATAL:  the database system is starting up\n";
         assert_eq!(last_failure(early), None);
+        let stopped = "LOG:  received fast shutdown request\n\
+            FATAL:  terminating connection due to administrator command\n\
+            LOG:  shutting down\n";
+        assert_eq!(last_failure(stopped), None);
+        let full = format!("PANIC:  could not write to file: No space left on device\n{stopped}");
+        assert!(last_failure(&full).is_some_and(|reason| reason.starts_with("PANIC")));
         assert_eq!(last_failure(""), None);
     }
 }

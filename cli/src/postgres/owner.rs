@@ -6,12 +6,16 @@
 
 use std::ffi::OsStr;
 use std::os::fd::BorrowedFd;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
+
+/// How much a child of ours says: no setting of a cluster.
+const LOG_VARIABLE: &str = "PGHYDRANT_LOG";
 
 /// A user of the operating system.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,7 +69,8 @@ impl Owner {
     }
 
     /// A command that runs as this user, in `/`, without the `PG*` variables of our own environment (a `PGDATA` or a
-    /// `PGOPTIONS` meant for another cluster must not reach this one).
+    /// `PGOPTIONS` meant for another cluster must not reach this one) and without our own settings: what a server hands
+    /// on to its `wal fetch` must not name a file that only our caller may read.
     pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Result<Command> {
         let mut command = if self.is_current() {
             Command::new(program)
@@ -84,7 +89,7 @@ impl Owner {
             command
         };
         for (name, _) in std::env::vars_os() {
-            if name.to_str().is_some_and(|name| name.starts_with("PG") && !name.starts_with("PGHYDRANT_")) {
+            if name.as_bytes().starts_with(b"PG") && name != LOG_VARIABLE {
                 command.env_remove(name);
             }
         }

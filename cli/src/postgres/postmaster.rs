@@ -1,13 +1,12 @@
 //! `postmaster.pid`: who runs in a data directory, where it listens and how far it is.
 //!
 //! The file outlives a crash, and its process number may by then belong to someone else; so a process is only taken
-//! for the postmaster if it works in that directory, as far as the kernel lets us look.
+//! for the postmaster if it works in that directory, as far as the kernel lets us look (see [`engine::process`]).
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use rustix::process::{Pid, test_kill_process};
 
 /// The status in the last line of `postmaster.pid`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,23 +74,8 @@ impl PostmasterFile {
 
     /// Whether the process is there and works in `data_directory`.
     pub(crate) fn is_alive(&self, data_directory: &Path) -> bool {
-        let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) else { return false };
-        // EPERM means that it exists and is another user's.
-        if test_kill_process(pid) == Err(rustix::io::Errno::SRCH) {
-            return false;
-        }
-        let Ok(working_directory) = std::fs::read_link(format!("/proc/{}/cwd", self.pid)) else {
-            // Another user's process, or one that is just ending: the careful answer, unless it is a zombie.
-            return !is_zombie(self.pid);
-        };
-        std::fs::canonicalize(data_directory).map_or(true, |data_directory| data_directory == working_directory)
+        engine::process::works_in(self.pid, Some(self.started_unix), data_directory)
     }
-}
-
-fn is_zombie(pid: u32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
-        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z') || rest.starts_with('X'))
-    })
 }
 
 /// The postmaster that runs in `data_directory`, if one does.

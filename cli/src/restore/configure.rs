@@ -451,6 +451,7 @@ impl<'a> Configuration<'a> {
         if self.backup.server.version_num < 160_000 {
             settings.push(Setting::new("promote_trigger_file", ""));
         }
+        settings.extend(self.own_statistics());
         if self.backup.server.version_num >= 140_000 {
             // Before it recovers, PostgreSQL syncs every file, one by one. Ours are durable; one call covers the rest.
             settings.push(Setting::new("recovery_init_sync_method", "syncfs"));
@@ -463,6 +464,13 @@ impl<'a> Configuration<'a> {
         settings.extend(self.no_reading_ahead());
         settings.extend(self.plan.target.settings());
         Ok(settings)
+    }
+
+    /// Before version 15 a server keeps its statistics in files while it runs, and clears their directory when it starts:
+    /// Debian's lies in `/var/run/postgresql`, and is the original's as long as that runs.
+    fn own_statistics(&self) -> Option<Setting> {
+        let in_files = self.backup.server.version_num < 150_000;
+        (in_files && !self.plan.adopt).then(|| Setting::new("stats_temp_directory", "pg_stat_tmp"))
     }
 
     /// Reading ahead, PostgreSQL asks for the segment behind its target before it is there. Where that one is missing
@@ -490,8 +498,10 @@ impl<'a> Configuration<'a> {
             if leads_outside(&effective("external_pid_file")?, data) {
                 kept.push(Setting::new("external_pid_file", ""));
             }
-            if self.backup.server.version_num < 150_000 && leads_outside(&effective("stats_temp_directory")?, data) {
-                kept.push(Setting::new("stats_temp_directory", "pg_stat_tmp"));
+            if let Some(own) = self.own_statistics()
+                && leads_outside(&effective(&own.name)?, data)
+            {
+                kept.push(own);
             }
         }
         let logs = effective("log_directory")?;

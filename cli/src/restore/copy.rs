@@ -4,9 +4,10 @@
 //! keeps a half-done copy from starting: blocks, then the configuration, then `backup_label`, then `pg_control`.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use engine::Error;
 use engine::hydration::{Fill, Filled, Hydration, Layout, Source as FillSource};
@@ -25,6 +26,11 @@ use crate::mount::{MountRequest, SessionMount};
 use crate::postgres::binaries::Binaries;
 use crate::postgres::control;
 use crate::postgres::owner::Owner;
+
+/// Another restore holds the gate while it makes its directories, which takes moments.
+const GATE_PATIENCE: Duration = Duration::from_secs(60);
+/// Between two attempts.
+const GATE_POLL: Duration = Duration::from_millis(20);
 
 /// A copy whose blocks are all durable.
 pub(super) struct Copied {
@@ -84,7 +90,7 @@ impl Restore<'_> {
         let plan = self.plan();
         let owner = rustix::process::geteuid().is_root();
         let owner = owner.then_some(engine::io::Owner { uid: plan.owner.uid, gid: plan.owner.gid });
-        let gate = lock_above(plan.data())?;
+        let gate = lock_above(plan.data(), GATE_PATIENCE, &|| self.context.interrupted())?;
         let (id, disk) = (&self.session.journal.id, Arc::new(LocalDisk::new()));
         let hydration = Hydration::begin(self.backup.clone(), &layout(plan), id, owner, disk)?;
         let lock = lock_directory(plan.data())?;
@@ -239,11 +245,25 @@ pub(super) fn layout(plan: &Plan) -> Layout {
 }
 
 /// Two restores that begin at the same moment: the nearest directory that exists lets one through at a time.
-fn lock_above(data: &Path) -> anyhow::Result<File> {
+/// Whoever may read that directory can lock it, for as long as they like: so it is waited for, but not for ever.
+fn lock_above(data: &Path, patience: Duration, interrupted: &dyn Fn() -> bool) -> anyhow::Result<File> {
     let above = data.ancestors().skip(1).find(|path| path.is_dir()).unwrap_or(Path::new("/"));
     let directory = File::open(above).map_err(|cause| Error::io("open", above, cause))?;
-    directory.lock().map_err(|cause| Error::io("lock", above, cause))?;
-    Ok(directory)
+    let began = Instant::now();
+    loop {
+        match directory.try_lock() {
+            Ok(()) => return Ok(directory),
+            Err(TryLockError::Error(cause)) => return Err(Error::io("lock", above, cause).into()),
+            Err(TryLockError::WouldBlock) if interrupted() => return Err(Error::Cancelled.into()),
+            Err(TryLockError::WouldBlock) if began.elapsed() < patience => std::thread::sleep(GATE_POLL),
+            Err(TryLockError::WouldBlock) => {
+                let message = format!("another process has kept {} locked for {patience:?}", above.display());
+                return Err(Failure::new(Exit::Refused, message)
+                    .hint(format!("`fuser -v {}` says which; restore elsewhere, or end it", above.display()))
+                    .into());
+            }
+        }
+    }
 }
 
 fn lock_directory(data: &Path) -> anyhow::Result<File> {
@@ -293,5 +313,26 @@ fn explain(error: Error, mount: Option<&SessionMount>, session: &SessionId) -> a
     match Some(mount).filter(|mount| mount.prove().is_err()).and_then(SessionMount::last_words) {
         Some(words) => anyhow::Error::from(error).context(format!("the mount's server ended: {words}")),
         None => error.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_lock_of_somebody_else_is_waited_for_but_not_for_ever() {
+        let place = tempfile::tempdir().unwrap();
+        let data = place.path().join("data");
+        let foreign = File::open(place.path()).unwrap();
+        foreign.lock().unwrap();
+        let refused = lock_above(&data, Duration::from_millis(1), &|| false).unwrap_err();
+        assert_eq!(Failure::exit_of(&refused), Exit::Refused);
+        assert!(refused.to_string().contains(&place.path().display().to_string()), "{refused}");
+        let interrupted = lock_above(&data, GATE_PATIENCE, &|| true).unwrap_err();
+        assert_eq!(Failure::exit_of(&interrupted), Exit::Interrupted);
+        drop(foreign);
+        lock_above(&data, Duration::ZERO, &|| false).unwrap();
     }
 }

@@ -116,7 +116,7 @@ pub(crate) struct Arguments {
     /// Check heap and indexes with pg_amcheck once recovery has ended, before the server opens for others
     #[arg(long, value_enum, value_name = "HOW")]
     pub(crate) check: Option<Thoroughness>,
-    /// The operating system user of the instance [default: the owner of the target's directory, or the recorded one]
+    /// The operating system user of the instance [default: the owner of the target's directory, or postgres]
     #[arg(long, value_name = "USER")]
     pub(crate) os_user: Option<String>,
     /// Directory of the PostgreSQL server's programs

@@ -98,7 +98,7 @@ impl<'a> Judge<'a> {
     fn users(&mut self) {
         let facts = self.facts;
         match &facts.owner {
-            Err(refusal) => self.refuse(refusal.clone(), "name the instance's user with --os-user"),
+            Err(Problem { what, hint }) => self.refuse(what, hint),
             Ok(owner) if owner.uid == 0 => {
                 self.refuse("PostgreSQL does not run as root", "name the instance's user with --os-user");
             }

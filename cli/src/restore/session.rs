@@ -9,7 +9,7 @@
 //! dies. Whose a data directory is, the map in it says, to restores that know another state directory as well.
 
 use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -25,6 +25,7 @@ use super::isolation::Isolation;
 use super::plan::Plan;
 use crate::exit::{Exit, Failure};
 use crate::random;
+use crate::trust;
 
 /// How far a restore is: the step that has begun, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -274,7 +275,9 @@ impl Store {
 
     fn lock(&self, id: &SessionId) -> anyhow::Result<File> {
         let path = self.lock_path(id);
-        let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+        let opened = options.open(&path);
         let mut file = opened.map_err(|cause| engine::Error::io("open", &path, cause))?;
         // Whoever lists the sessions holds it for a moment, to see whether it is free.
         let deadline = Instant::now() + LISTING;
@@ -337,13 +340,16 @@ impl Store {
 }
 
 fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> anyhow::Result<Option<T>> {
-    match std::fs::read(path) {
-        Ok(bytes) => {
-            serde_json::from_slice(&bytes).map(Some).with_context(|| format!("{} is not a session's", path.display()))
-        }
-        Err(cause) if cause.kind() == ErrorKind::NotFound => Ok(None),
-        Err(cause) => Err(engine::Error::io("read", path, cause).into()),
-    }
+    let failed = |cause| engine::Error::io("read", path, cause);
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(cause) if cause.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(cause) => return Err(failed(cause).into()),
+    };
+    trust::refuse_foreign(path, &file.metadata().map_err(failed)?)?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).map_err(failed)?;
+    serde_json::from_slice(&bytes).map(Some).with_context(|| format!("{} is not a session's", path.display()))
 }
 
 #[cfg(test)]

@@ -40,8 +40,9 @@ const ABSENT_TIMES: usize = 3;
 const RESTORED_TIMES: u32 = 5;
 /// A hot standby takes connections before it asks for what is not there; its first login may take a moment.
 const LOGIN_PATIENCE: Duration = Duration::from_secs(15);
-/// How long a standby may take to stop before it is stopped at once.
-const STOP_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a standby may take to stop: it writes its last restartpoint, and what was stopped at once instead would not
+/// stand at the end of the WAL.
+const STOP_PATIENCE: Duration = Duration::from_secs(15 * 60);
 
 /// Whether PostgreSQL would recover in this directory: it removes both files when it has left recovery.
 pub(super) fn is_signalled(data: &Path) -> bool {
@@ -156,11 +157,16 @@ impl Vigil {
         if self.since.is_none() && !(has_begun() && instance.control()?.backup_start == Lsn(0)) {
             return Ok(AtEnd::Inconsistent);
         }
+        let is_new = self.since.is_none();
         let since = *self.since.get_or_insert_with(Instant::now);
         match (self.action, look.client) {
-            (Action::Shutdown, _) => {
-                instance.stop(StopMode::Fast, STOP_PATIENCE)?;
-            }
+            // Whoever watches it sees it go, and an interrupt is heard meanwhile.
+            (Action::Shutdown, _) if is_new => instance.ask_to_stop(StopMode::Fast)?,
+            (Action::Shutdown, _) => anyhow::ensure!(
+                since.elapsed() < STOP_PATIENCE,
+                "the server has come to the end of the WAL and was told to stop there, and did not within {} min",
+                STOP_PATIENCE.as_secs() / 60
+            ),
             (_, Some(client)) if !look.paused => client.batch("SELECT pg_wal_replay_pause()")?,
             (_, Some(_)) => {}
             (_, None) if since.elapsed() < LOGIN_PATIENCE => {}

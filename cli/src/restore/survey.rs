@@ -51,7 +51,7 @@ pub(crate) struct Facts {
     pub(crate) now: Timestamp,
     pub(crate) we_are_root: bool,
     pub(crate) our_name: String,
-    pub(crate) owner: Result<Owner, String>,
+    pub(crate) owner: Result<Owner, Problem>,
     pub(crate) binaries: Result<Binaries, String>,
     pub(crate) choice: Result<(BackupInfo, History), Problem>,
     pub(crate) contents: Contents,
@@ -103,6 +103,8 @@ pub(crate) struct PortFacts {
     pub(crate) suggestion: Option<u16>,
 }
 
+/// Who runs PostgreSQL unless somebody says otherwise.
+const USUAL_OWNER: &str = "postgres";
 /// Included files that are followed: more are a circle, which PostgreSQL refuses by itself.
 const INCLUDES_MAX: usize = 100;
 
@@ -236,23 +238,36 @@ fn searcher(chosen: Option<&Binaries>, request: &Request, backups: &[BackupInfo]
 }
 
 /// The user who will run the instance: named, ourselves, or who owns the place.
-fn owner(request: &Request, info: Option<&BackupInfo>) -> Result<Owner, String> {
+fn owner(request: &Request, info: Option<&BackupInfo>) -> Result<Owner, Problem> {
     let found = match &request.owner {
         Some(name) => Owner::named(name),
         None if !rustix::process::geteuid().is_root() => Owner::current(),
-        None => owner_by_place(request, info),
+        None => match owner_of_place(&request.data) {
+            Ok(owner) if owner.uid == 0 => {
+                let recorded = info.and_then(|info| Owner::named(&info.server.owner).ok());
+                refuse_recorded(recorded.as_ref())?;
+                Owner::named(USUAL_OWNER)
+            }
+            found => found,
+        },
     };
-    found.map_err(|error| format!("{error:#}"))
+    found.map_err(|error| Problem::new(format!("{error:#}"), "name the instance's user with --os-user"))
 }
 
-fn owner_by_place(request: &Request, info: Option<&BackupInfo>) -> anyhow::Result<Owner> {
-    let nearest = request.data.ancestors().find(|path| path.is_dir()).context("the path has no directory")?;
-    let owner = Owner::of(nearest)?;
-    if owner.uid != 0 {
-        return Ok(owner);
+fn owner_of_place(data: &Path) -> anyhow::Result<Owner> {
+    Owner::of(data.ancestors().find(|path| path.is_dir()).context("the path has no directory")?)
+}
+
+/// Whoever can write the repository can write any name into it, and what this user runs can be written there too: so
+/// root runs nothing as a user that only the backup names.
+fn refuse_recorded(owner: Option<&Owner>) -> Result<(), Problem> {
+    match owner.filter(|owner| owner.uid != 0 && owner.name != USUAL_OWNER) {
+        None => Ok(()),
+        Some(Owner { name, .. }) => Err(Problem::new(
+            format!("the backup says that its server ran as {name}: root runs nothing as that user unasked"),
+            format!("if the instance is to run as {name}, say so: --os-user {name}"),
+        )),
     }
-    let recorded = info.and_then(|info| Owner::named(&info.server.owner).ok()).filter(|owner| owner.uid != 0);
-    recorded.map_or_else(|| Owner::named("postgres"), Ok)
 }
 
 pub(crate) fn contents(backup: &Backup) -> anyhow::Result<Contents> {
@@ -418,6 +433,20 @@ fn owner_reads(owner: &Owner, request: &Request) -> Result<(), String> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn root_runs_nothing_as_a_user_that_only_the_backup_names() {
+        let owner = |name: &str, uid| Owner { name: name.to_owned(), uid, gid: 100, home: "/".into() };
+        for usual in [None, Some(owner("postgres", 101)), Some(owner("root", 0))] {
+            assert_eq!(refuse_recorded(usual.as_ref()), Ok(()));
+        }
+        let refused = refuse_recorded(Some(&owner("alice", 1000))).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "the backup says that its server ran as alice: root runs nothing as that user unasked\n\
+             hint: if the instance is to run as alice, say so: --os-user alice"
+        );
+    }
 
     #[test]
     fn an_include_that_only_the_original_has_is_told() {

@@ -12,7 +12,7 @@ use super::map::{MAP_BYTES_MAX, Map};
 use super::{Layout, MADE, MADE_BYTES_MAX, MAP, session_path};
 use crate::io::{Disk, Found, Open, Place, Root};
 use crate::units::SessionId;
-use crate::{Error, Result};
+use crate::{Error, Result, process};
 
 const POSTMASTER_PID: &str = "postmaster.pid";
 /// A few short lines.
@@ -159,24 +159,12 @@ fn refuse_if_running(disk: &dyn Disk, data: &Root) -> Result<()> {
     let text = String::from_utf8_lossy(&disk.read_small(&file, POSTMASTER_PID_BYTES_MAX)?).into_owned();
     // Negative for a standalone backend.
     let number = text.lines().next().and_then(|line| line.trim().parse::<i64>().ok()).map(i64::unsigned_abs);
-    match number {
-        Some(number) if runs_in(number, data.path()) => {
+    let started_unix = text.lines().nth(2).and_then(|line| line.trim().parse().ok());
+    match number.and_then(|number| u32::try_from(number).ok()) {
+        Some(number) if process::works_in(number, started_unix, data.path()) => {
             Err(Error::Refused(format!("a server runs in {} (process {number}): stop it first", data.path().display())))
         }
         _ => Ok(()),
-    }
-}
-
-/// Whether process `number` is alive and works in `directory`, as a server does in its data directory. One whose
-/// directory we may not see counts as well.
-fn runs_in(number: u64, directory: &Path) -> bool {
-    let process = PathBuf::from(format!("/proc/{number}"));
-    if !process.exists() {
-        return false;
-    }
-    match (process.join("cwd").read_link(), directory.canonicalize()) {
-        (Ok(works_in), Ok(directory)) => works_in == directory,
-        _ => true,
     }
 }
 

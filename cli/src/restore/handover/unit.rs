@@ -40,7 +40,10 @@ pub(super) fn write(plan: &Plan, id: &SessionId, path: &Path) -> anyhow::Result<
     }
     let part = path.with_file_name(format!(".{id}.pghydrant.part"));
     durable::write_atomically(&part, text.as_bytes(), MODE)?;
-    Ok(durable::rename_new_durably(&part, path)?)
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    let opened = std::fs::File::open(directory).map_err(|cause| engine::Error::io("open", directory, cause))?;
+    let name = |path: &Path| path.file_name().unwrap_or_default().to_owned();
+    Ok(durable::Directory::new(opened, directory).rename_new(&name(&part), &name(path))?)
 }
 
 /// Removes the unit of a session, and no other.
