@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use engine::units::{BackupLabel, ClusterName};
 use serde::{Deserialize, Serialize};
 
+use super::delta::Delta;
 use super::target::Target;
 
 /// Where the copier reads.
@@ -28,6 +29,8 @@ pub(crate) enum Before {
     Absent,
     /// An empty directory: emptied again by `cancel`.
     Empty,
+    /// The cluster that a delta overwrites, or its files in a tablespace: never removed.
+    Existing,
 }
 
 /// A directory that the restore fills.
@@ -88,6 +91,9 @@ pub(crate) struct Plan {
     pub(crate) unproven: Option<String>,
     pub(crate) bytes: u64,
     pub(crate) files: u64,
+    /// Over the cluster that is there.
+    #[serde(default)]
+    pub(crate) delta: Option<Delta>,
 }
 
 impl Plan {

@@ -45,6 +45,7 @@ pub(super) fn plan(plan: &Plan, request: &Request, context: &Context) {
     let place = |place: &Place| match place.before {
         Before::Absent => format!("{} (is made)", place.path.display()),
         Before::Empty => format!("{} (is empty)", place.path.display()),
+        Before::Existing => format!("{} (is overwritten where it differs)", place.path.display()),
     };
     let mut lines = vec![
         ("cluster", format!("{} in {}", plan.cluster, plan.repository.display())),
@@ -56,6 +57,7 @@ pub(super) fn plan(plan: &Plan, request: &Request, context: &Context) {
     for tablespace in &plan.tablespaces {
         lines.push(("tablespace", format!("{} in {}", tablespace.name, place(&tablespace.place))));
     }
+    lines.extend(super::delta::planned(plan));
     let how = match plan.source {
         super::Source::Mount => "through a FUSE mount of the backup",
         super::Source::Blocks => "from the repository's blocks",
@@ -100,6 +102,7 @@ pub(super) fn finished(session: &Session, info: &BackupInfo, port: Option<u16>, 
     if !plan.adopt {
         text.push_str("\nan isolated copy: archiving, subscriptions and synchronous standbys are off in postgresql.auto.conf (ALTER SYSTEM RESET lifts each)");
     }
+    text.extend(super::delta::saved_wal(&session.journal).map(|saved| format!("\n{saved}")));
     context.output.result(&text, &object(session, info, "running", port));
 }
 
@@ -118,6 +121,7 @@ pub(super) fn not_started(session: &Session, info: &BackupInfo, left: &[String],
     );
     text.push_str("\nonce it has, psql takes out what a standby made from it would follow as well:");
     text.extend(left.iter().map(|name| format!("\nALTER SYSTEM RESET {name};")));
+    text.extend(super::delta::saved_wal(&session.journal).map(|saved| format!("\n{saved}")));
     let mut object = object(session, info, "not_started", None);
     if let Value::Object(fields) = &mut object {
         fields.insert("first_start_settings".to_owned(), json!(left));
@@ -131,10 +135,11 @@ pub(super) fn waiting(session: &Session, socket: &Path, port: u16, context: &Con
     let paused = journal.plan.target.action == Action::Pause;
     let state = if paused { "paused" } else { "shut down" };
     let mut text = format!(
-        "{}\nrestored {} to {}: {state} at its target\n`pghydrant promote {id}` ends recovery, `pghydrant retarget {id} --target-…` moves it on, `pghydrant cancel {id}` removes the copy",
+        "{}\nrestored {} to {}: {state} at its target\n`pghydrant promote {id}` ends recovery, `pghydrant retarget {id} --target-…` moves it on, `pghydrant cancel {id}` {}",
         steps(journal, context),
         journal.plan.backup,
-        journal.plan.data().display()
+        journal.plan.data().display(),
+        if journal.plan.delta.is_some() { "leaves what cannot be started" } else { "removes the copy" }
     );
     if paused {
         text.push_str(&format!(
@@ -143,10 +148,12 @@ pub(super) fn waiting(session: &Session, socket: &Path, port: u16, context: &Con
             socket.display()
         ));
     }
+    text.extend(super::delta::saved_wal(journal).map(|saved| format!("\n{saved}")));
     let object = json!({
         "session": id, "state": state, "backup": journal.plan.backup, "data": journal.plan.data(),
         "socket_directory": paused.then_some(socket), "port": paused.then_some(port),
         "stopped_at": journal.at_target, "steps": journal.steps, "log": log_path(journal.plan.data()),
+        "saved_wal": journal.saved_wal,
     });
     context.output.result(&text, &object);
 }
@@ -157,7 +164,7 @@ fn object(session: &Session, info: &BackupInfo, state: &str, port: Option<u16>) 
         "session": journal.id, "state": state, "backup": info.label, "cluster": info.cluster,
         "data": journal.plan.data(), "port": port, "target": journal.plan.target.to_string(),
         "adopted": journal.plan.adopt, "bytes": journal.plan.bytes, "files": journal.plan.files,
-        "steps": journal.steps, "log": log_path(journal.plan.data()),
+        "steps": journal.steps, "log": log_path(journal.plan.data()), "saved_wal": journal.saved_wal,
     })
 }
 

@@ -21,6 +21,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::configure::Originals;
+use super::delta::wal::SavedWal;
 use super::plan::Plan;
 use crate::exit::{Exit, Failure};
 use crate::random;
@@ -29,6 +30,8 @@ use crate::random;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Phase {
+    /// A delta alone: the cluster is as it was, and its WAL is being saved.
+    Saving,
     /// Directories, files and blocks are being written.
     Copying,
     /// Every block is there; the configuration is being written.
@@ -47,6 +50,7 @@ impl Phase {
     /// For people.
     pub(crate) const fn text(self) -> &'static str {
         match self {
+            Self::Saving => "saving WAL",
             Self::Copying => "copying",
             Self::Configuring => "writing the configuration",
             Self::Publishing => "making the copy startable",
@@ -90,6 +94,9 @@ pub(crate) struct Journal {
     /// Settings that were raised for the recovery: the original raised them after the backup.
     #[serde(default)]
     pub(crate) raised: std::collections::BTreeMap<String, String>,
+    /// WAL of the cluster that a delta overwrites.
+    #[serde(default)]
+    pub(crate) saved_wal: Option<SavedWal>,
     /// The configuration as the backup has it, once it has been edited.
     pub(crate) originals: Option<Originals>,
     /// Where the session's mount is, while it should be there.
@@ -192,11 +199,12 @@ impl Store {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             created_at: now,
             updated_at: now,
-            phase: Phase::Copying,
+            phase: if plan.delta.is_some() { Phase::Saving } else { Phase::Copying },
             plan,
             at_target: None,
             moves_on: false,
             raised: std::collections::BTreeMap::new(),
+            saved_wal: None,
             originals: None,
             mount: None,
             broken: None,
