@@ -20,6 +20,7 @@ use engine::hydration::existing::{self, SAVED_WAL};
 use engine::hydration::layout::Home;
 use engine::hydration::{self, Existing, Fill, Hydration};
 use engine::io::LocalDisk;
+use engine::progress::Progress;
 use engine::units::SessionId;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -32,6 +33,7 @@ use super::{Restore, copy, files};
 use crate::context::Context;
 use crate::exit::{Exit, Failure};
 use crate::human;
+use crate::output;
 use crate::postgres::control;
 
 /// What a plan knows of the cluster that it overwrites.
@@ -43,8 +45,9 @@ pub(crate) struct Delta {
     pub(crate) abandoned: Vec<PathBuf>,
     /// Names that the backup has not, as they were counted.
     pub(crate) removed: u64,
-    /// WAL files that the archive had not, as they were seen: those that are complete, and the others.
+    /// WAL files that the archive had not, as they were seen: those that are meant for it.
     pub(crate) unarchived: Vec<String>,
+    /// The others.
     pub(crate) unfinished: Vec<String>,
 }
 
@@ -138,26 +141,24 @@ impl Restore<'_> {
             return Ok(false);
         }
         self.take_over(hydration)?;
-        self.clear(hydration)?;
-        self.compare(hydration, fill)?;
+        let phase = self.context.output.phase("compare", self.plan().bytes);
+        self.clear(hydration, &phase)?;
+        self.compare(hydration, fill, phase)?;
         Ok(true)
     }
 
     /// Removes what the backup has not.
-    fn clear(&mut self, hydration: &Hydration) -> anyhow::Result<()> {
+    fn clear(&mut self, hydration: &Hydration, progress: &dyn Progress) -> anyhow::Result<()> {
         let step = self.context.output.step("clear");
-        let phase = self.context.output.phase("clear", 0);
-        let removed = hydration.clear(&phase);
-        drop(phase);
-        let detail = format!("{} removed that the backup has not", human::count(removed?, "name"));
+        let removed = hydration.clear(progress)?;
+        let detail = format!("{} removed that the backup has not", human::count(removed, "name"));
         let time = step.done(&detail);
         self.session.note_step("clear", time.as_secs_f64(), detail);
         Ok(())
     }
 
     /// Gives every file its size, and finds the blocks that are as in the backup.
-    fn compare(&mut self, hydration: &Hydration, fill: &Fill) -> anyhow::Result<()> {
-        let phase = self.context.output.phase("compare", self.plan().bytes);
+    fn compare(&mut self, hydration: &Hydration, fill: &Fill, phase: output::Phase) -> anyhow::Result<()> {
         let step = self.context.output.step("compare");
         let outlined = hydration.outline(fill.workers, &phase);
         let compared = outlined.and_then(|_| hydration.compare(fill.workers, fill.memory_bytes, &phase));
@@ -265,7 +266,7 @@ pub(super) fn planned(plan: &Plan) -> Vec<(&'static str, String)> {
     }
     if !delta.unfinished.is_empty() {
         let directory = plan.data().join(format!("{SAVED_WAL}…"));
-        lines.push(("unfinished WAL", format!("is kept in {}: {}", directory.display(), delta.unfinished.join(", "))));
+        lines.push(("other WAL", format!("is kept in {}: {}", directory.display(), delta.unfinished.join(", "))));
     }
     lines
 }

@@ -77,8 +77,8 @@ pub(crate) struct Arguments {
     /// Restore over the stopped cluster in DATADIR, writing only what differs
     ///
     /// The directory must hold the cluster that the backup is of, by its system identifier. What the backup has not is
-    /// removed, the server's logs included. WAL that was never archived is archived first; its unfinished last segment
-    /// is kept in DATADIR/pghydrant.wal-<session>. A DATADIR that is absent or empty gets an ordinary restore.
+    /// removed, the server's logs included. WAL that the server had still to archive is archived first; the last,
+    /// unfinished segment is kept in DATADIR/pghydrant.wal-<session>. An absent or empty DATADIR gets an ordinary restore.
     #[arg(long)]
     pub(crate) delta: bool,
     /// Which backup [default: the newest that can reach the target]

@@ -231,14 +231,14 @@ fn plan(request: &Request, facts: &Facts) -> Option<Plan> {
 }
 
 fn delta(existing: &Existing) -> Delta {
-    let (complete, unfinished): (Vec<_>, Vec<_>) = existing.unarchived.iter().partition(|file| file.complete);
+    let (archived, kept): (Vec<_>, Vec<_>) = existing.unarchived.iter().partition(|file| file.for_the_archive);
     let names = |files: Vec<&LocalFile>| files.into_iter().map(|file| file.name.clone()).collect();
     Delta {
         wal: existing.wal.clone(),
         abandoned: existing.abandoned.clone(),
         removed: existing.removed(),
-        unarchived: names(complete),
-        unfinished: names(unfinished),
+        unarchived: names(archived),
+        unfinished: names(kept),
     }
 }
 

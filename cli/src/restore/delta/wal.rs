@@ -1,10 +1,12 @@
 //! WAL that was never archived: the only copy of the last transactions, and a delta empties `pg_wal`.
 //!
 //! A file counts if it is what its name says: the first page of a segment must have the cluster's identifier and the
-//! name's position, which a segment that was recycled for later has not. What is complete goes into the archive as
-//! `archive_command` would have sent it, and by the instance's user, to whom the archive belongs. The last segment,
-//! which is not complete, and whatever the archive does not take, is kept in the data directory. A segment with nothing
-//! but the checkpoint of a clean shutdown holds no transaction, and goes.
+//! name's position, which a segment that was recycled for later has not. What the server has ended and marked for its
+//! archiver goes into the archive, as `archive_command` would have sent it, and by the instance's user, to whom the
+//! archive belongs. The last segment, which is not complete, and whatever the archive does not take, is kept in the data
+//! directory; so is all WAL of a server that did not archive, a clone with a timeline of its own, say, which the next
+//! restore of the original would follow. A segment with nothing but the checkpoint of a clean shutdown holds no
+//! transaction, and goes.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read as _};
@@ -32,8 +34,8 @@ const FIRST_PAGE_HEADER_BYTES: usize = 40;
 pub(crate) struct LocalFile {
     pub(crate) name: String,
     path: PathBuf,
-    /// The server has written it to its end.
-    pub(crate) complete: bool,
+    /// The server has ended it, and told its archiver.
+    pub(crate) for_the_archive: bool,
 }
 
 /// What became of WAL that was never archived.
@@ -44,7 +46,7 @@ pub(crate) struct SavedWal {
     /// Files that are kept in `directory`.
     pub(crate) kept: Vec<String>,
     pub(crate) directory: PathBuf,
-    /// Why the archive did not take a file that is complete.
+    /// Why the archive did not take a file that was meant for it.
     pub(crate) refusal: Option<String>,
 }
 
@@ -74,7 +76,7 @@ pub(crate) fn local(
         Err(cause) if cause.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.map_err(|cause| Error::io("list", directory, cause))?,
     };
-    let mut found = Vec::new();
+    let mut files = Vec::new();
     for entry in entries {
         let entry = entry.map_err(|cause| Error::io("list", directory, cause))?;
         let (name, path) = (entry.file_name().to_string_lossy().into_owned(), entry.path());
@@ -83,38 +85,21 @@ pub(crate) fn local(
         if !metadata.is_file() {
             continue;
         }
-        let complete = match file {
+        match file {
             WalFile::Segment(segment) | WalFile::Partial(segment) => {
                 if !is_what_it_says(&path, segment, identifier, segment_bytes)? || holds_nothing(segment, control) {
                     continue;
                 }
-                let told = |suffix| directory.join("archive_status").join(format!("{name}.{suffix}")).exists();
-                matches!(file, WalFile::Partial(_))
-                    || metadata.len() == segment_bytes && (told("ready") || told("done"))
             }
             // A few lines, of use with the segments only.
             WalFile::BackupLabel(..) => continue,
-            WalFile::History(_) => true,
-        };
-        found.push((file, metadata.len(), LocalFile { name, path, complete }));
+            WalFile::History(_) => {}
+        }
+        let told = |suffix| directory.join("archive_status").join(format!("{name}.{suffix}")).exists();
+        let whole = !matches!(file, WalFile::Segment(_)) || metadata.len() == segment_bytes;
+        let for_the_archive = whole && (told("ready") || told("done"));
+        files.push(LocalFile { name, path, for_the_archive });
     }
-    // A segment is synced before the next is begun.
-    let last = |of: SegmentName| {
-        let segments = found.iter().filter_map(|(file, ..)| match file {
-            WalFile::Segment(segment) if segment.timeline == of.timeline => Some(segment.number),
-            _ => None,
-        });
-        segments.max().is_none_or(|last| last <= of.number)
-    };
-    let ended: Vec<bool> = found
-        .iter()
-        .map(|(file, bytes, _)| matches!(file, WalFile::Segment(segment) if *bytes == segment_bytes && !last(*segment)))
-        .collect();
-    let mut files: Vec<LocalFile> = found
-        .into_iter()
-        .zip(ended)
-        .map(|((.., file), ended)| LocalFile { complete: file.complete || ended, ..file })
-        .collect();
     files.sort_by(|one, other| one.name.cmp(&other.name));
     Ok(files)
 }
@@ -157,7 +142,7 @@ pub(crate) fn not_archived(files: Vec<LocalFile>, archive: &WalArchive) -> anyho
     Ok(missing)
 }
 
-/// Archives what is complete, and keeps the rest in `directory`, durably. Can be done again: what was kept before and
+/// Archives what is meant for the archive, and keeps the rest in `directory`, durably. Can be done again: what was kept before and
 /// is in `pg_wal` no more stays, unless the server has made another segment of it since.
 pub(super) fn save(
     plan: &Plan,
@@ -172,7 +157,7 @@ pub(super) fn save(
         if archive.has_same(&file.path).unwrap_or(false) {
             continue;
         }
-        let pushed = match (file.complete, is_a_copy) {
+        let pushed = match (file.for_the_archive, is_a_copy) {
             (false, _) => Err(None),
             (true, true) => Err(Some("the directory is an isolated copy, which does not archive".to_owned())),
             (true, false) => push(plan, archive, &file.path).map_err(|error| Some(format!("{error:#}"))),
@@ -303,7 +288,7 @@ mod tests {
 
     fn found(directory: &Path) -> Vec<(String, bool)> {
         let files = local(directory, IDENTIFIER, MIB, None).unwrap();
-        files.into_iter().map(|file| (file.name, file.complete)).collect()
+        files.into_iter().map(|file| (file.name, file.for_the_archive)).collect()
     }
 
     #[test]
@@ -318,12 +303,14 @@ mod tests {
         std::fs::write(wal.join(name(9)), vec![0; 1 << 20]).unwrap();
         std::os::unix::fs::symlink(wal.join(name(5)), wal.join(name(10))).unwrap();
         std::fs::write(wal.join("00000002.history"), "1\t0/500000\tx\n").unwrap();
-        let history = ("00000002.history".to_owned(), true);
-        assert_eq!(found(wal), [(name(5), true), (name(6), false), history.clone()]);
-        // The server's own word, where no segment comes after it.
+        let history = "00000002.history".to_owned();
+        assert_eq!(found(wal), [(name(5), false), (name(6), false), (history.clone(), false)]);
+        // Only the server says what is for the archive.
         std::fs::create_dir(wal.join("archive_status")).unwrap();
-        std::fs::write(wal.join(format!("archive_status/{}.ready", name(6))), "").unwrap();
-        assert_eq!(found(wal), [(name(5), true), (name(6), true), history]);
+        for marked in [format!("{}.ready", name(5)), format!("{history}.done"), format!("{}.ready", name(7))] {
+            std::fs::write(wal.join("archive_status").join(marked), "").unwrap();
+        }
+        assert_eq!(found(wal), [(name(5), true), (name(6), false), (history, true)]);
     }
 
     #[test]

@@ -55,19 +55,19 @@ impl<'a> Judge<'a> {
             self.refuse(problem.what.clone(), problem.hint.clone());
         }
         self.outside_directories(existing);
-        let names = |complete: bool| -> Vec<&str> {
-            let files = existing.unarchived.iter().filter(|file| file.complete == complete);
+        let names = |for_the_archive: bool| -> Vec<&str> {
+            let files = existing.unarchived.iter().filter(|file| file.for_the_archive == for_the_archive);
             files.map(|file| file.name.as_str()).collect()
         };
-        let (complete, unfinished) = (names(true), names(false));
-        if !complete.is_empty() {
+        let (archived, kept) = (names(true), names(false));
+        if !archived.is_empty() {
             self.warnings
-                .push(format!("WAL that was never archived is archived before it is removed: {}", complete.join(", ")));
+                .push(format!("WAL that was never archived is archived before it is removed: {}", archived.join(", ")));
         }
-        if !unfinished.is_empty() {
+        if !kept.is_empty() {
             self.warnings.push(format!(
-                "WAL that is not complete is kept beside the restored files, and not replayed: {}",
-                unfinished.join(", ")
+                "WAL that is not complete, or that its server did not archive, is kept aside and not replayed: {}",
+                kept.join(", ")
             ));
         }
     }

@@ -240,7 +240,7 @@ fn a_delta_overwrites_its_own_cluster_and_no_other() {
     let (request, mut facts) = delta_facts();
     assert_eq!(problems(&request, &facts), [""; 0]);
     let existing = facts.existing.as_mut().unwrap();
-    existing.identifier = Some(Ok(engine::units::SystemIdentifier(1)));
+    existing.identifier = Some(Ok(engine::units::SystemIdentifier(2)));
     existing.version = Some("9.6".to_owned());
     existing.problems = vec![Problem::new("a server on another machine", "stop it")];
     let told = problems(&request, &facts).join("\n");
