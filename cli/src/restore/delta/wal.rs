@@ -10,6 +10,7 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Read as _};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -22,7 +23,7 @@ use engine::wal::{SegmentHeader, WalArchive};
 use serde::{Deserialize, Serialize};
 
 use super::super::plan::Plan;
-use super::super::{files, marker};
+use super::super::{files, marker, staging};
 use crate::postgres::control::{ControlFile, State};
 use crate::postgres::owner::Owner;
 
@@ -150,7 +151,9 @@ pub(super) fn save(
     archive: &WalArchive,
     directory: PathBuf,
 ) -> anyhow::Result<SavedWal> {
-    drop_recycled(&directory, archive)?;
+    if let Some(kept) = Kept::open(&directory)? {
+        kept.drop_recycled(archive)?;
+    }
     let is_a_copy = plan.data().join(marker::PATH).symlink_metadata().is_ok();
     let mut saved = SavedWal { directory, ..SavedWal::default() };
     for file in files {
@@ -167,42 +170,74 @@ pub(super) fn save(
             Err(refusal) => {
                 saved.refusal = saved.refusal.or(refusal);
                 files::make_directory(&saved.directory, &plan.owner)?;
-                keep(plan, &file.path, &saved.directory.join(&file.name))
-                    .with_context(|| format!("cannot keep {}", file.name))?;
+                let kept = Kept::open(&saved.directory)?.context("the directory for it is gone")?;
+                keep(plan, &file.path, &kept.path(&file.name)).with_context(|| format!("cannot keep {}", file.name))?;
             }
         }
     }
-    saved.kept = names_in(&saved.directory)?;
-    if !saved.kept.is_empty() {
-        durable::sync_directory(&saved.directory)?;
+    if let Some(kept) = Kept::open(&saved.directory)? {
+        saved.kept = kept.names()?;
+        durable::sync_directory(&kept.path(""))?;
         durable::sync_directory(plan.data())?;
     }
     Ok(saved)
 }
 
-/// A kept file is a second name of the one in `pg_wal`: a server that was started since may have written into it.
-fn drop_recycled(directory: &Path, archive: &WalArchive) -> anyhow::Result<()> {
-    let (identifier, segment_bytes) = (archive.cluster().info().system_identifier, archive.segment_bytes());
-    for name in names_in(directory)? {
-        let path = directory.join(&name);
-        let stays = match WalFile::parse(&name, segment_bytes) {
-            Some(WalFile::Segment(segment) | WalFile::Partial(segment)) => {
-                is_what_it_says(&path, segment, identifier, segment_bytes)?
-            }
-            Some(WalFile::History(_)) => true,
-            Some(WalFile::BackupLabel(..)) | None => false,
-        };
-        if !stays {
-            files::remove(&path)?;
+/// The directory of what is kept, held open: it lies in a directory of the server's user, who may put a link to any other
+/// in its place, and we may be root.
+struct Kept(File);
+
+impl Kept {
+    /// Nothing, if there is no such directory.
+    fn open(directory: &Path) -> anyhow::Result<Option<Self>> {
+        match directory.symlink_metadata() {
+            Err(cause) if cause.kind() == ErrorKind::NotFound => Ok(None),
+            _ => Ok(Some(Self(staging::hold(directory)?))),
         }
     }
-    Ok(())
+
+    fn path(&self, name: &str) -> PathBuf {
+        Path::new("/proc/self/fd").join(self.0.as_raw_fd().to_string()).join(name)
+    }
+
+    /// Sorted.
+    fn names(&self) -> anyhow::Result<Vec<String>> {
+        let directory = self.path("");
+        let entries = std::fs::read_dir(&directory).map_err(|cause| Error::io("list", &directory, cause))?;
+        let mut names = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(|cause| Error::io("list", &directory, cause))?;
+            names.push(entry.file_name().to_string_lossy().into_owned());
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// A kept file is a second name of the one in `pg_wal`: a server that was started since may have written into it.
+    fn drop_recycled(&self, archive: &WalArchive) -> anyhow::Result<()> {
+        let (identifier, segment_bytes) = (archive.cluster().info().system_identifier, archive.segment_bytes());
+        for name in self.names()? {
+            let path = self.path(&name);
+            let stays = match WalFile::parse(&name, segment_bytes) {
+                Some(WalFile::Segment(segment) | WalFile::Partial(segment)) => {
+                    is_what_it_says(&path, segment, identifier, segment_bytes)?
+                }
+                Some(WalFile::History(_)) => true,
+                Some(WalFile::BackupLabel(..)) | None => false,
+            };
+            if !stays {
+                files::remove(&path)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Gives up what was kept of a cluster that is as it was: only what its `pg_wal` still has.
 pub(super) fn forget_kept(directory: &Path, wal: &Path) -> anyhow::Result<()> {
-    for name in names_in(directory)?.iter().filter(|name| wal.join(name).exists()) {
-        files::remove(&directory.join(name))?;
+    let Some(kept) = Kept::open(directory)? else { return Ok(()) };
+    for name in kept.names()?.iter().filter(|name| wal.join(name).exists()) {
+        files::remove(&kept.path(name))?;
     }
     match std::fs::remove_dir(directory) {
         Err(cause) if !matches!(cause.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty) => {
@@ -210,21 +245,6 @@ pub(super) fn forget_kept(directory: &Path, wal: &Path) -> anyhow::Result<()> {
         }
         _ => Ok(()),
     }
-}
-
-/// Sorted; none where there is no directory.
-fn names_in(directory: &Path) -> anyhow::Result<Vec<String>> {
-    let entries = match std::fs::read_dir(directory) {
-        Err(cause) if cause.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.map_err(|cause| Error::io("list", directory, cause))?,
-    };
-    let mut names = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(|cause| Error::io("list", directory, cause))?;
-        names.push(entry.file_name().to_string_lossy().into_owned());
-    }
-    names.sort();
-    Ok(names)
 }
 
 /// As `archive_command` does: what root would make in the archive the server could not read.
@@ -250,7 +270,9 @@ fn push(plan: &Plan, archive: &WalArchive, path: &Path) -> anyhow::Result<()> {
 fn keep(plan: &Plan, from: &Path, to: &Path) -> anyhow::Result<()> {
     files::remove(to)?;
     if std::fs::hard_link(from, to).is_err() {
-        let mut source = File::open(from).map_err(|cause| Error::io("open", from, cause))?;
+        // Not through a link that was put there since: whatever it led to would be given away.
+        let opened = File::options().read(true).custom_flags(libc::O_NOFOLLOW).open(from);
+        let mut source = opened.map_err(|cause| Error::io("open", from, cause))?;
         let made = File::options().write(true).create_new(true).mode(0o600).open(to);
         let mut copy = made.map_err(|cause| Error::io("create", to, cause))?;
         std::io::copy(&mut source, &mut copy).map_err(|cause| Error::io("write", to, cause))?;
@@ -323,10 +345,17 @@ mod tests {
         }
         std::fs::write(kept.join(name(4)), "x").unwrap();
         forget_kept(&kept, &wal).unwrap();
-        assert_eq!(names_in(&kept).unwrap(), [name(4)]);
+        assert_eq!(Kept::open(&kept).unwrap().unwrap().names().unwrap(), [name(4)]);
         std::fs::write(wal.join(name(4)), "x").unwrap();
         forget_kept(&kept, &wal).unwrap();
         assert!(!kept.exists());
         forget_kept(&kept, &wal).unwrap();
+        // A link in its place leads nowhere.
+        let others = directory.path().join("others");
+        std::fs::create_dir(&others).unwrap();
+        std::fs::write(others.join(name(5)), "precious").unwrap();
+        std::os::unix::fs::symlink(&others, &kept).unwrap();
+        assert!(forget_kept(&kept, &wal).is_err());
+        assert!(others.join(name(5)).exists());
     }
 }
