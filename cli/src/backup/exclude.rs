@@ -7,6 +7,8 @@
 
 use std::collections::HashSet;
 
+use engine::hydration::existing;
+
 use super::relation::{self, Fork, RelationFile};
 
 /// What becomes of a name in a directory.
@@ -53,7 +55,9 @@ pub(super) fn rule(directory: &str, name: &str, unlogged: &HashSet<u32>, statist
         return Rule::LeaveOut;
     }
     if directory.is_empty() {
-        if LEFT_OUT_AT_THE_TOP.contains(&name) {
+        // Of a delta restore: WAL that was never archived, kept aside; and its mark.
+        let of_a_delta = name.starts_with(existing::SAVED_WAL) || name == existing::UNFINISHED;
+        if LEFT_OUT_AT_THE_TOP.contains(&name) || of_a_delta {
             return Rule::LeaveOut;
         }
         if EMPTIED.contains(&name) {
@@ -130,6 +134,8 @@ mod tests {
             "base/5/16390_vm",
             "pg_tblspc/16400/PG_15_202209061/5/16390",
             "pghydrant.session",
+            "pghydrant.unfinished",
+            "pghydrant.wal-20261122T081500Z-3f9a1c",
         ] {
             assert_eq!(decide(path), Rule::LeaveOut, "{path}");
         }

@@ -11,4 +11,5 @@ pub(crate) mod instance;
 pub(crate) mod log;
 pub(crate) mod owner;
 pub(crate) mod postmaster;
+pub(crate) mod processes;
 pub(crate) mod waldump;

@@ -31,7 +31,7 @@ pub(super) fn look(journal: &Journal) -> anyhow::Result<Claim> {
     }
     let startable = || plan.data().join(control::PATH).exists();
     match journal.phase {
-        Phase::Copying | Phase::Configuring | Phase::Finished => Ok(Claim::Holds),
+        Phase::Saving | Phase::Copying | Phase::Configuring | Phase::Finished => Ok(Claim::Holds),
         // Unmarked and complete: the crash fell between the last trace and the journal's last word.
         Phase::Publishing if found.is_none() && plan.no_start && startable() => Ok(Claim::Done),
         Phase::Publishing => Ok(Claim::Holds),

@@ -17,11 +17,13 @@ use engine::units::SessionId;
 use engine::wal::name::SegmentName;
 
 use super::Restore;
+use super::delta;
 use super::plan::{Plan, Source};
 use super::session::{Journal, Phase};
 use super::staging::Feed;
 use super::{files, marker};
 use crate::exit::{Exit, Failure};
+use crate::human;
 use crate::mount::{MountRequest, SessionMount};
 use crate::postgres::binaries::Binaries;
 use crate::postgres::control;
@@ -92,7 +94,11 @@ impl Restore<'_> {
         let owner = owner.then_some(engine::io::Owner { uid: plan.owner.uid, gid: plan.owner.gid });
         let gate = lock_above(plan.data(), GATE_PATIENCE, &|| self.context.interrupted())?;
         let (id, disk) = (&self.session.journal.id, Arc::new(LocalDisk::new()));
-        let hydration = Hydration::begin(self.backup.clone(), &layout(plan), id, owner, disk)?;
+        let (backup, layout) = (self.backup.clone(), layout(plan));
+        let hydration = match delta::existing(plan) {
+            Some(existing) => Hydration::begin_over(backup, &layout, existing, id, owner, disk)?,
+            None => Hydration::begin(backup, &layout, id, owner, disk)?,
+        };
         let lock = lock_directory(plan.data())?;
         drop(gate);
         Ok((hydration, lock))
@@ -100,7 +106,6 @@ impl Restore<'_> {
 
     /// Writes every block that is missing. All of it is durable afterwards.
     pub(super) fn copy(&mut self, mount: Option<&SessionMount>) -> anyhow::Result<Copied> {
-        let plan = self.plan();
         let (hydration, lock) = self.begin()?;
         let fill = Fill {
             source: match mount {
@@ -110,10 +115,12 @@ impl Restore<'_> {
             workers: self.context.workers()?,
             memory_bytes: usize::try_from(self.context.memory_bytes()?).unwrap_or(usize::MAX),
         };
-        let phase = self.context.output.phase("copy", plan.bytes);
+        let compared = self.write_over(&hydration, &fill)?;
+        let phase = self.context.output.phase("copy", self.plan().bytes);
         let step = self.context.output.step("copy");
         let progress = Delivering { progress: &phase, mount };
-        let filled = hydration.outline(fill.workers, &progress).and_then(|_| hydration.fill(&fill, &progress));
+        let outlined = if compared { Ok(()) } else { hydration.outline(fill.workers, &progress).map(drop) };
+        let filled = outlined.and_then(|()| hydration.fill(&fill, &progress));
         let figures = phase.finish();
         let filled = filled.map_err(|error| explain(error, mount, &self.session.journal.id))?;
         let resumed = if filled.present_blocks > 0 {
@@ -121,7 +128,16 @@ impl Restore<'_> {
         } else {
             String::new()
         };
-        let detail = format!("{}{resumed}; {}", figures.text(), filled.io);
+        let detail = if compared {
+            format!(
+                "{} written, in {}; {}",
+                human::bytes(filled.bytes),
+                human::count(filled.blocks, "block"),
+                filled.io
+            )
+        } else {
+            format!("{}{resumed}; {}", figures.text(), filled.io)
+        };
         let time = step.done(&detail);
         self.session.note_step("copy", time.as_secs_f64(), detail);
         Ok(Copied { hydration, filled, _lock: lock })
@@ -210,7 +226,7 @@ impl Restore<'_> {
         for number in first.number..=last.number {
             let name = SegmentName { timeline: range.timeline, number }.file_name(segment_bytes);
             let path = plan.data().join("pg_wal").join(&name);
-            let part = plan.session_directory().join("segment.part");
+            let part = delta::segment_part(plan).unwrap_or_else(|| plan.session_directory().join("segment.part"));
             files::remove(&part)?;
             anyhow::ensure!(
                 feed.bring(&name, &part)?,
@@ -241,7 +257,8 @@ pub(super) fn take_away_leftover(journal: &Journal) -> anyhow::Result<()> {
 pub(super) fn layout(plan: &Plan) -> Layout {
     let tablespaces: BTreeMap<u32, PathBuf> =
         plan.tablespaces.iter().map(|tablespace| (tablespace.oid, tablespace.place.path.clone())).collect();
-    Layout { data: plan.data().to_owned(), tablespaces, wal: None }
+    let wal = plan.delta.as_ref().and_then(|delta| delta.wal.clone());
+    Layout { data: plan.data().to_owned(), tablespaces, wal }
 }
 
 /// Two restores that begin at the same moment: the nearest directory that exists lets one through at a time.

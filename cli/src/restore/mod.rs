@@ -3,6 +3,7 @@
 //! ```text
 //! validate   look at everything, decide, report all problems at once        preflight, survey, choose, plan
 //! mount      the backup as a file system, served by a process of its own    crate::mount
+//! take over  a delta alone: save the WAL of the cluster that is there, clear, compare           delta
 //! copy       every block verified before it is written                      copy, engine::hydration
 //! configure  restore settings into the configuration, isolation of a copy   configure, conf, isolation, marker
 //! start      backup_label and pg_control in place, then pg_ctl -W           recover
@@ -33,6 +34,7 @@ mod claim;
 pub(crate) mod conf;
 mod configure;
 mod copy;
+mod delta;
 mod files;
 mod finish;
 mod handover;
@@ -79,9 +81,16 @@ pub(crate) struct Arguments {
     pub(crate) repository: RepositoryOption,
     #[command(flatten)]
     pub(crate) cluster: ClusterOption,
-    /// The data directory to restore into: absent or empty
+    /// The data directory to restore into: absent or empty, unless --delta is given
     #[arg(long, value_name = "DATADIR")]
     pub(crate) to: PathBuf,
+    /// Restore over the stopped cluster in DATADIR, writing only what differs
+    ///
+    /// The directory must hold the cluster that the backup is of, by its system identifier. What the backup has not is
+    /// removed, the server's logs included. WAL that the server had still to archive is archived first; the last,
+    /// unfinished segment is kept in DATADIR/pghydrant.wal-<session>. An absent or empty DATADIR gets an ordinary restore.
+    #[arg(long)]
+    pub(crate) delta: bool,
     /// Which backup [default: the newest that can reach the target]
     #[arg(long, value_name = "LABEL")]
     pub(crate) backup: Option<String>,
@@ -141,7 +150,9 @@ pub(crate) fn run(arguments: &Arguments, context: &Context) -> anyhow::Result<Ex
         report::plan(&plan, &request, context);
         return Ok(Exit::Done);
     }
-    let session = Store::of(&context.state_directory()?).begin(plan)?;
+    let state = context.state_directory()?;
+    delta::refuse_state_within(&plan, &state)?;
+    let session = Store::of(&state).begin(plan)?;
     drive(session, context)
 }
 
@@ -278,6 +289,7 @@ impl Arguments {
             cluster: context.cluster_name(&self.cluster)?,
             backup,
             data: absolute(&self.to)?,
+            delta: self.delta,
             goal,
             timeline: self.target_timeline,
             exclusive: self.target_exclusive,

@@ -8,6 +8,7 @@ use engine::units::{BackupLabel, ClusterName};
 use serde::{Deserialize, Serialize};
 
 use super::check::Thoroughness;
+use super::delta::Delta;
 use super::handover::Handover;
 use super::target::Target;
 
@@ -30,6 +31,8 @@ pub(crate) enum Before {
     Absent,
     /// An empty directory: emptied again by `cancel`.
     Empty,
+    /// The cluster that a delta overwrites, or its files in a tablespace: never removed.
+    Existing,
 }
 
 /// A directory that the restore fills.
@@ -96,6 +99,9 @@ pub(crate) struct Plan {
     pub(crate) unproven: Option<String>,
     pub(crate) bytes: u64,
     pub(crate) files: u64,
+    /// Over the cluster that is there.
+    #[serde(default)]
+    pub(crate) delta: Option<Delta>,
 }
 
 impl Plan {

@@ -3,6 +3,7 @@
 //! Pure: [`super::survey`] has looked, nothing is touched here. The rules on the directories are in [`places`], those on
 //! the target and the WAL that leads to it in [`goal`]; the rest is short and stands here.
 
+mod existing;
 mod goal;
 mod handover;
 mod places;
@@ -14,8 +15,9 @@ use engine::format::backup::BackupInfo;
 use serde::Serialize;
 
 use super::conf;
+use super::delta::{Delta, wal::LocalFile};
 use super::plan::{Before, Place, Plan, Source, TablespacePlan, User};
-use super::survey::{Aim, Facts, Found, What};
+use super::survey::{Aim, Existing, Facts, Found, What};
 use super::target::Target;
 use crate::machine::{self, Finding, Weight};
 pub(crate) use goal::TargetJudgement;
@@ -59,6 +61,7 @@ pub(crate) fn judge(request: &Request, facts: &Facts) -> Judgement {
     judge.server();
     judge.machine();
     judge.places();
+    judge.existing();
     judge.tablespaces();
     judge.room();
     judge.way();
@@ -220,7 +223,11 @@ fn plan(request: &Request, facts: &Facts) -> Option<Plan> {
     let owner = facts.owner.as_ref().ok()?;
     let place = |found: &Found| Place {
         path: found.path.clone(),
-        before: if found.what == What::Empty { Before::Empty } else { Before::Absent },
+        before: match found.what {
+            What::Empty => Before::Empty,
+            What::Cluster(_) | What::Occupied(_) => Before::Existing,
+            _ => Before::Absent,
+        },
         missing_parents: found.missing_parents.clone(),
     };
     let mut found = facts.places.iter().map(|(_, found)| found);
@@ -261,7 +268,20 @@ fn plan(request: &Request, facts: &Facts) -> Option<Plan> {
         gap_behind: facts.wal.as_ref().is_ok_and(|wal| !wal.gaps.is_empty()),
         bytes: info.totals.bytes,
         files: info.totals.files,
+        delta: facts.existing.as_ref().map(delta),
     })
+}
+
+fn delta(existing: &Existing) -> Delta {
+    let (archived, kept): (Vec<_>, Vec<_>) = existing.unarchived.iter().partition(|file| file.for_the_archive);
+    let names = |files: Vec<&LocalFile>| files.into_iter().map(|file| file.name.clone()).collect();
+    Delta {
+        wal: existing.wal.clone(),
+        abandoned: existing.abandoned.clone(),
+        removed: existing.removed(),
+        unarchived: names(archived),
+        unfinished: names(kept),
+    }
 }
 
 #[cfg(test)]

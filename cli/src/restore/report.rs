@@ -53,6 +53,7 @@ pub(super) fn plan(plan: &Plan, request: &Request, context: &Context) {
     for tablespace in &plan.tablespaces {
         lines.push(("tablespace", format!("{} in {}", tablespace.name, place(&tablespace.place))));
     }
+    lines.extend(super::delta::planned(plan));
     let how = match plan.source {
         super::Source::Mount => "through a FUSE mount of the backup",
         super::Source::Blocks => "from the repository's blocks",
@@ -94,6 +95,7 @@ fn place(place: &Place) -> String {
     match place.before {
         Before::Absent => format!("{} (is made)", place.path.display()),
         Before::Empty => format!("{} (is empty)", place.path.display()),
+        Before::Existing => format!("{} (is overwritten where it differs)", place.path.display()),
     }
 }
 
@@ -123,6 +125,7 @@ pub(super) fn finished(session: &Session, info: &BackupInfo, port: Option<u16>, 
         }
     }
     push_isolation(&mut text, session, info);
+    text.extend(super::delta::saved_wal(&session.journal).map(|saved| format!("\n{saved}")));
     context.output.result(&text, &object(session, info, "running", port));
 }
 
@@ -145,6 +148,7 @@ pub(super) fn not_started(session: &Session, info: &BackupInfo, left: &[String],
     text.push_str("\nonce it has, psql takes out what a standby made from it would follow as well:");
     text.extend(left.iter().map(|name| format!("\nALTER SYSTEM RESET {name};")));
     push_isolation(&mut text, session, info);
+    text.extend(super::delta::saved_wal(&session.journal).map(|saved| format!("\n{saved}")));
     let mut object = object(session, info, "not_started", None);
     if let Value::Object(fields) = &mut object {
         fields.insert("first_start_settings".to_owned(), json!(left));
@@ -158,10 +162,11 @@ pub(super) fn waiting(session: &Session, info: &BackupInfo, socket: &Path, port:
     let paused = journal.plan.target.action == Action::Pause;
     let state = if paused { "paused" } else { "shut down" };
     let mut text = format!(
-        "{}\nrestored {} to {}: {state} at its target\n`pghydrant promote {id}` ends recovery, `pghydrant retarget {id} --target-…` moves it on, `pghydrant cancel {id}` removes the copy",
+        "{}\nrestored {} to {}: {state} at its target\n`pghydrant promote {id}` ends recovery, `pghydrant retarget {id} --target-…` moves it on, `pghydrant cancel {id}` {}",
         steps(journal, context),
         journal.plan.backup,
-        journal.plan.data().display()
+        journal.plan.data().display(),
+        if journal.plan.delta.is_some() { "leaves what cannot be started" } else { "removes the copy" }
     );
     if let Some(check) = journal.plan.check {
         text.push_str(&format!("\nbefore it opens for others it is checked (--check {})", check.name()));
@@ -173,11 +178,13 @@ pub(super) fn waiting(session: &Session, info: &BackupInfo, socket: &Path, port:
             socket.display()
         ));
     }
+    text.extend(super::delta::saved_wal(journal).map(|saved| format!("\n{saved}")));
     let object = json!({
         "session": id, "state": state, "backup": journal.plan.backup, "data": journal.plan.data(),
         "socket_directory": paused.then_some(socket), "port": paused.then_some(port),
         "stopped_at": journal.at_target, "steps": journal.steps, "log": log_path(journal.plan.data()),
         "isolation": isolation::object(journal.isolation.as_ref(), info, journal.plan.adopt),
+        "saved_wal": journal.saved_wal,
     });
     context.output.result(&text, &object);
 }
@@ -200,6 +207,7 @@ fn object(session: &Session, info: &BackupInfo, state: &str, port: Option<u16>) 
         "steps": journal.steps, "log": journal.plan.handover.log(journal.plan.data()),
         "configuration_file": journal.plan.configuration_file(), "registered": journal.plan.handover.cluster(),
         "systemd_unit": journal.plan.handover.unit, "check": journal.checked,
+        "saved_wal": journal.saved_wal,
     })
 }
 

@@ -61,6 +61,7 @@ pub(crate) fn run(arguments: &Arguments, context: &Context) -> anyhow::Result<Ex
         cluster: plan.cluster.clone(),
         backup: Some(plan.backup.clone()),
         data: plan.data().to_owned(),
+        delta: false,
         goal,
         timeline: TimelineChoice::Number(plan.target.timeline),
         exclusive: arguments.target_exclusive,

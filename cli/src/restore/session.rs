@@ -21,6 +21,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::configure::Originals;
+use super::delta::wal::SavedWal;
 use super::isolation::Isolation;
 use super::plan::Plan;
 use crate::exit::{Exit, Failure};
@@ -31,6 +32,8 @@ use crate::trust;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Phase {
+    /// A delta alone: the cluster is as it was, and its WAL is being saved.
+    Saving,
     /// Directories, files and blocks are being written.
     Copying,
     /// Every block is there; the configuration is being written.
@@ -51,6 +54,7 @@ impl Phase {
     /// For people.
     pub(crate) const fn text(self) -> &'static str {
         match self {
+            Self::Saving => "saving WAL",
             Self::Copying => "copying",
             Self::Configuring => "writing the configuration",
             Self::Publishing => "making the copy startable",
@@ -101,6 +105,9 @@ pub(crate) struct Journal {
     /// Databases that the extension of the check is put into, and taken out of again.
     #[serde(default)]
     pub(crate) amcheck_in: Vec<String>,
+    /// WAL of the cluster that a delta overwrites.
+    #[serde(default)]
+    pub(crate) saved_wal: Option<SavedWal>,
     /// The configuration as the backup has it, once it has been edited.
     pub(crate) originals: Option<Originals>,
     /// How the copy is kept from what its original does, once that is decided.
@@ -206,13 +213,14 @@ impl Store {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             created_at: now,
             updated_at: now,
-            phase: Phase::Copying,
+            phase: if plan.delta.is_some() { Phase::Saving } else { Phase::Copying },
             plan,
             at_target: None,
             moves_on: false,
             raised: std::collections::BTreeMap::new(),
             checked: None,
             amcheck_in: Vec::new(),
+            saved_wal: None,
             originals: None,
             isolation: None,
             mount: None,

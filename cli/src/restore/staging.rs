@@ -188,7 +188,7 @@ impl Drop for Stager {
 }
 
 /// Opens the directory itself, not what a link in its place leads to.
-fn hold(directory: &Path) -> anyhow::Result<File> {
+pub(super) fn hold(directory: &Path) -> anyhow::Result<File> {
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let opened = rustix::fs::open(directory, flags, Mode::empty());
     Ok(opened.map(File::from).map_err(|cause| Error::io("open", directory, cause))?)

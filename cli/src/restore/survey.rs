@@ -4,6 +4,7 @@
 //! directories are looked at in [`place`], the archive in [`wal`].
 
 mod created;
+mod existing;
 mod handover;
 mod place;
 mod wal;
@@ -35,6 +36,7 @@ use crate::postgres::binaries::Binaries;
 use crate::postgres::control::{self, ControlFile};
 use crate::postgres::owner::Owner;
 pub(crate) use created::{Created, Location};
+pub(crate) use existing::{Existing, identifier, servers};
 pub(crate) use handover::HandoverFacts;
 #[cfg(test)]
 pub(crate) use handover::UnitFacts;
@@ -63,6 +65,8 @@ pub(crate) struct Facts {
     pub(crate) machine: machine::Facts,
     pub(crate) port: PortFacts,
     pub(crate) fuse: Result<(), crate::mount::Reason>,
+    /// The cluster that a delta would overwrite.
+    pub(crate) existing: Option<Existing>,
     /// What the backup's configuration includes, or names as a list of users or databases, and is neither in the backup nor here.
     pub(crate) missing_includes: Vec<(String, String)>,
     /// What it names beside `pg_hba.conf`, and the backup has not: nobody can bring that before the copy.
@@ -110,11 +114,17 @@ const INCLUDES_MAX: usize = 100;
 
 /// Looks at everything.
 pub(crate) fn look(request: &Request, cluster: &Cluster) -> anyhow::Result<Facts> {
-    let Aim { binaries, choice, wal, .. } = aim(request, cluster)?;
+    let Aim { binaries, choice, mut wal, .. } = aim(request, cluster)?;
     let backup = choice.as_ref().ok().map(|(info, _)| cluster.backup(&info.label)).transpose()?;
     let contents = backup.as_ref().map(contents).transpose()?.unwrap_or_default();
     let owner = owner(request, choice.as_ref().ok().map(|(info, _)| info));
-    let tablespaces = choice.as_ref().ok().map(|(info, _)| request.tablespace_directories(info)).unwrap_or_default();
+    let existing = existing::look(request, backup.as_ref());
+    if let (Some(existing), Ok(WalFacts { created: Some(created), .. })) = (&existing, &mut wal) {
+        existing.give_way_to(created);
+    }
+    let found = existing.as_ref().map(|existing| existing.tablespaces.clone()).unwrap_or_default();
+    let tablespaces =
+        choice.as_ref().ok().map(|(info, _)| request.tablespace_directories(info, &found)).unwrap_or_default();
     let directories =
         std::iter::once(request.data.clone()).chain(tablespaces.into_iter().map(|(_, directory)| directory));
     let places = directories.map(|path| (path.clone(), look_at_place(&path, owner.as_ref().ok()))).collect();
@@ -151,6 +161,7 @@ pub(crate) fn look(request: &Request, cluster: &Cluster) -> anyhow::Result<Facts
         places,
         port,
         fuse: crate::mount::fuse_usable(),
+        existing,
     })
 }
 

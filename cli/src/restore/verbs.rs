@@ -109,6 +109,9 @@ pub(crate) fn cancel(id: &SessionId, context: &Context) -> anyhow::Result<Exit> 
             ))
             .into());
     }
+    if journal.plan.delta.is_some() {
+        return super::delta::cancel(session, ours, context);
+    }
     let step = context.output.step("cancel");
     let removed = remove(&session, ours)?;
     let data = journal.plan.data().display().to_string();
@@ -173,7 +176,7 @@ fn is_a_database(journal: &Journal) -> anyhow::Result<bool> {
         Phase::Publishing | Phase::Recovering => {
             claim::has_left_recovery(&journal.plan, &recover::instance(&journal.plan)?)?
         }
-        Phase::Copying | Phase::Configuring | Phase::Finished => false,
+        Phase::Saving | Phase::Copying | Phase::Configuring | Phase::Finished => false,
     })
 }
 

@@ -30,7 +30,7 @@ use crate::units::BlockNumber;
 use crate::{Error, Result};
 
 /// How often the map is put on disk: what a crash may cost.
-const CHECKPOINT: Duration = Duration::from_secs(10);
+pub(super) const CHECKPOINT: Duration = Duration::from_secs(10);
 /// Buffers of a worker: enough to keep a disk busy both ways, and no fewer than decoding needs.
 const BUFFERS_MAX: usize = 24;
 const BUFFERS_MIN: usize = 4;
@@ -81,6 +81,7 @@ impl Hydration {
     /// Fills what is missing of all files but those that are placed last. When this returns, all of it is durable.
     pub fn fill(&self, fill: &Fill, progress: &dyn Progress) -> Result<Filled> {
         self.map.refuse_if_closed()?;
+        self.refuse_unless_compared()?;
         let started = Instant::now();
         let source = OpenSource::open(&fill.source, &self.backup, self.roots.layout(), &*self.disk)?;
         let files: Box<dyn Iterator<Item = Result<FileRecord>> + Send + '_> = Box::new(self.backup.manifest.files());
@@ -163,7 +164,7 @@ pub(super) struct Shape {
 impl Shape {
     /// As many workers as wanted, as the memory has buffers for them, the process may have files open for them, and the
     /// content is work for; then as many buffers of each, and files of a job, as that leaves.
-    fn new(workers: usize, memory_bytes: usize, content_bytes: u64, open_files_max: u64) -> Self {
+    pub(super) fn new(workers: usize, memory_bytes: usize, content_bytes: u64, open_files_max: u64) -> Self {
         let all = (memory_bytes / BUFFER_BYTES).max(BUFFERS_MIN);
         let spared = FILES_SPARED.min(open_files_max / 2);
         let open_files = usize::try_from(open_files_max - spared).unwrap_or(usize::MAX);
@@ -183,11 +184,11 @@ impl Shape {
     }
 }
 
-fn open_files_max() -> u64 {
+pub(super) fn open_files_max() -> u64 {
     rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
-type AllUnits<'a> = Units<Box<dyn Iterator<Item = Result<FileRecord>> + Send + 'a>>;
+pub(super) type AllUnits<'a> = Units<Box<dyn Iterator<Item = Result<FileRecord>> + Send + 'a>>;
 
 /// What all workers share.
 pub(super) struct Shared<'a> {

@@ -5,8 +5,9 @@
 //! that everything below is reached without following a link (see [`crate::io::disk`]).
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::io::{Disk, Open, OpenFile, Owner, Place, Root};
 use crate::{Error, Result};
@@ -96,7 +97,7 @@ pub struct Roots {
     layout: Layout,
     open: BTreeMap<Home, Root>,
     /// Opened before the first write, as the kernel then tells of each write that is lost on their file systems.
-    file_systems: Vec<Arc<OpenFile>>,
+    file_systems: Mutex<Vec<(u64, Arc<OpenFile>)>>,
 }
 
 impl Roots {
@@ -111,19 +112,24 @@ impl Roots {
 
     /// Opens directories that are there.
     pub fn open(layout: &Layout, disk: &dyn Disk) -> Result<Self> {
-        let mut open = BTreeMap::new();
-        let mut file_systems = Vec::new();
-        let mut devices = Vec::new();
+        let mut roots = Self { layout: layout.clone(), open: BTreeMap::new(), file_systems: Mutex::default() };
         for (home, path) in layout.homes() {
             let root = Root::open(path)?;
-            let device = rustix::fs::fstat(&root).map_err(|cause| Error::io("examine", path, cause))?.st_dev;
-            if !devices.contains(&device) {
-                devices.push(device);
-                file_systems.push(disk.open(root.at(""), Open::Directory)?);
-            }
-            open.insert(home, root);
+            roots.note_file_system(root.at(""), disk)?;
+            roots.open.insert(home, root);
         }
-        Ok(Self { layout: layout.clone(), open, file_systems })
+        Ok(roots)
+    }
+
+    /// Remembers the file system of a directory, before anything is written there.
+    pub(super) fn note_file_system(&self, directory: Place<'_>, disk: &dyn Disk) -> Result<()> {
+        let open = disk.open(directory, Open::Directory)?;
+        let metadata = open.file.metadata().map_err(|cause| Error::io("examine", &open.path, cause))?;
+        let mut known = self.file_systems.lock().unwrap_or_else(PoisonError::into_inner);
+        if !known.iter().any(|(device, _)| *device == metadata.dev()) {
+            known.push((metadata.dev(), open));
+        }
+        Ok(())
     }
 
     /// The layout.
@@ -150,7 +156,8 @@ impl Roots {
 
     /// Makes everything durable that was written on the file systems of the target.
     pub fn sync_file_systems(&self, disk: &dyn Disk) -> Result<()> {
-        self.file_systems.iter().try_for_each(|directory| disk.sync_file_system(directory))
+        let known = self.file_systems.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        known.iter().try_for_each(|(_, directory)| disk.sync_file_system(directory))
     }
 
     /// Makes the names of the roots themselves durable.

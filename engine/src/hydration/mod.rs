@@ -9,18 +9,32 @@
 //! end         the restore is over: the session's directory goes
 //! ```
 //!
+//! A delta goes into a directory that holds the cluster already ([`existing`], [`compare`]):
+//!
+//! ```text
+//! begin_over        the map; nothing of the cluster is touched
+//! make_unstartable  pg_control goes
+//! clear             what the backup has not goes
+//! outline           files that are there keep their blocks
+//! compare           blocks that are as in the backup are marked in the map
+//! fill              the others, and so on
+//! ```
+//!
 //! Each step may be repeated, after a failure or a crash at any moment, and the next run begins at `begin`.
-//! [`remove_all`] takes everything back.
+//! [`remove_all`] takes everything back; of a delta [`withdraw`] does, as long as the cluster is as it was.
 //!
 //! Always true: while a server could start here, all of the backup is here, durable; and a bit that is set in the
 //! map on disk stands for bytes that are durable in their place.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 mod claim;
+mod compare;
+pub mod existing;
 mod fill;
 mod finish;
 mod first;
@@ -36,6 +50,8 @@ mod target;
 mod tests;
 mod worker;
 
+pub use compare::Compared;
+pub use existing::{Existing, leave_unstartable, unfinished_in, withdraw};
 pub use fill::{Fill, Filled};
 pub use layout::{Layout, Roots, SESSION_DIRECTORY};
 pub use map::Map;
@@ -46,8 +62,9 @@ pub use source::Source;
 use crate::checksum::Hash;
 use crate::io::{Disk, Open, Owner};
 use crate::repository::Backup;
-use crate::units::SessionId;
+use crate::units::{BlockNumber, SessionId};
 use crate::{Error, Result};
+use layout::Home;
 
 /// The files without which no server starts, in the order in which they are put in place.
 pub const PLACED_LAST: [&str; 2] = ["backup_label", "global/pg_control"];
@@ -70,6 +87,12 @@ pub struct Hydration {
     disk: Arc<dyn Disk>,
     /// The target is not as fresh as we made it: names may be there already.
     resumed: bool,
+    /// A delta: the target held a cluster.
+    over: Option<Existing>,
+    /// Files that a delta has made anew in this run, by their first blocks: nothing of them is there.
+    fresh: Mutex<BTreeSet<BlockNumber>>,
+    /// A delta's blocks are compared: those of zeros are zeros.
+    compared: AtomicBool,
     /// Files and directories that still have more rights than they are to have in the end: path and final mode.
     restricted: Mutex<BTreeMap<String, u32>>,
 }
@@ -84,27 +107,49 @@ impl Hydration {
         owner: Option<Owner>,
         disk: Arc<dyn Disk>,
     ) -> Result<Self> {
+        Self::begin_in(backup, layout, None, session, owner, disk)
+    }
+
+    fn begin_in(
+        backup: Backup,
+        layout: &Layout,
+        over: Option<Existing>,
+        session: &SessionId,
+        owner: Option<Owner>,
+        disk: Arc<dyn Disk>,
+    ) -> Result<Self> {
         let identity = identity(&backup, session)?;
         let (roots, made) = Roots::make(layout, &*disk, owner)?;
         let data = roots.data()?;
         let (map, part) = (session_path(MAP), session_path("map.part"));
         let resumed = disk.look(data.at(&map))?.is_some();
         let map = if resumed {
+            existing::refuse_unless_marked_as(&*disk, data, over.is_some())?;
             Map::open(Arc::clone(&disk), data.at(&map), &identity)?
         } else {
-            for (home, _) in layout.homes() {
+            let may_hold_files = |home: &Home| over.as_ref().is_some_and(|over| over.homes.contains(home));
+            for (home, _) in layout.homes().into_iter().filter(|(home, _)| !may_hold_files(home)) {
                 remove::refuse_unless_empty(&*disk, roots.root(home)?)?;
             }
             claim::claim(&*disk, &roots, session)?;
             disk.make_directory(data.at(SESSION_DIRECTORY), 0o700)?;
             note_made(&*disk, &roots, &made)?;
+            if over.is_some() {
+                existing::mark(&*disk, data, &backup, session)?;
+            }
             let map = Map::create(Arc::clone(&disk), data.at(&map), data.at(&part), identity)?;
             // Nothing may outlive a crash here but together with the map, which says whose it is.
             disk.sync(&*disk.open(data.at(""), Open::Directory)?)?;
             roots.sync_parents(&*disk)?;
             map
         };
-        Ok(Self { backup, roots, map, owner, disk, resumed, restricted: Mutex::default() })
+        let (restricted, fresh, compared) = (Mutex::default(), Mutex::default(), AtomicBool::new(false));
+        Ok(Self { backup, roots, map, owner, disk, resumed, over, fresh, compared, restricted })
+    }
+
+    /// Names may be there that this run has not made.
+    fn finds_names(&self) -> bool {
+        self.resumed || self.over.is_some()
     }
 
     /// The backup.

@@ -6,7 +6,10 @@
 //!
 //! Doing it again is harmless, and how a crashed restore goes on. A file that is missing or has another size although the map
 //! says that blocks of it are present is made anew, after the map has durably forgotten those blocks.
+//!
+//! In a delta a file that is there keeps its blocks, whatever its size; it only gets the one that it is to have.
 
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -111,22 +114,56 @@ impl Hydration {
 
     fn outline_file(&self, file: &FileRecord) -> Result<()> {
         let place = self.roots.place(&file.path)?;
-        let found = if self.resumed { self.disk.look(place)? } else { None };
-        if found == Some(Found::File(file.bytes)) {
-            // Whole, as the size is what it gets last; the attributes are set again since they cost little.
-            let open = self.disk.open(place, Open::ReadBuffered)?;
-            self.disk.set_attributes(&open, self.working_mode(file, FILE_NEEDS), self.owner)?;
-            return self.disk.set_modified(&open, file.modified);
+        let found = if self.finds_names() { self.disk.look(place)? } else { None };
+        let usable = |bytes: &u64| *bytes == file.bytes || self.over.is_some();
+        if let Some(Found::File(bytes)) = found
+            && usable(&bytes)
+            && self.adapt_file(file, place, bytes)?
+        {
+            return Ok(());
         }
         self.forget_blocks_of(file)?;
         if found.is_some() {
             self.disk.remove_file(place)?;
         }
+        self.note_fresh(file);
         let made = self.disk.open(place, Open::Create(0o600))?;
         self.disk.set_attributes(&made, self.working_mode(file, FILE_NEEDS), self.owner)?;
         self.disk.allocate(&made, file.bytes)?;
         // Of the others it is set when they are filled.
         if file.bytes == 0 { self.disk.set_modified(&made, file.modified) } else { Ok(()) }
+    }
+
+    /// Gives a file of `bytes` that is there its size and its attributes, which cost little. False if it has to be made
+    /// anew: in a delta, where it has another name elsewhere, whose content is not ours to change, or where it is another
+    /// user's.
+    fn adapt_file(&self, file: &FileRecord, place: Place<'_>, bytes: u64) -> Result<bool> {
+        let adapted = self.disk.open(place, Open::ReadBuffered).and_then(|open| {
+            let shared = self.over.is_some() && self.disk.names_of(&open)? > 1;
+            if !shared {
+                self.disk.set_attributes(&open, self.working_mode(file, FILE_NEEDS), self.owner)?;
+            }
+            Ok((open, shared))
+        });
+        let open = match adapted {
+            Ok((_, true)) => return Ok(false),
+            Ok((open, false)) => open,
+            Err(Error::Io { source, .. }) if self.over.is_some() && source.kind() == ErrorKind::PermissionDenied => {
+                return Ok(false);
+            }
+            Err(cause) => return Err(cause),
+        };
+        if bytes != file.bytes {
+            self.forget_blocks_of(file)?;
+            let open = self.disk.open(place, Open::WriteBuffered)?;
+            if bytes > file.bytes {
+                self.disk.set_size(&open, file.bytes)?;
+            } else {
+                self.disk.allocate(&open, file.bytes)?;
+            }
+        }
+        self.disk.set_modified(&open, file.modified)?;
+        Ok(true)
     }
 
     /// The mode until all is copied: an ordinary user could not fill a `server.key` of mode 0400, or a directory
@@ -143,7 +180,7 @@ impl Hydration {
     fn forget_blocks_of(&self, file: &FileRecord) -> Result<()> {
         let first = file.first_block.0;
         let blocks = first..first + self.backup.info.block_bytes.blocks_of(file.bytes);
-        if !self.resumed || !blocks.clone().any(|block| self.map.is_present(crate::units::BlockNumber(block))) {
+        if !self.finds_names() || !blocks.clone().any(|block| self.map.is_present(crate::units::BlockNumber(block))) {
             return Ok(());
         }
         self.map.forget(blocks)
@@ -203,7 +240,7 @@ impl Hydration {
     }
 
     fn make_link(&self, place: Place<'_>, target: &Path) -> Result<()> {
-        if self.resumed && self.disk.look(place)? == Some(Found::Other) {
+        if self.finds_names() && self.disk.look(place)? == Some(Found::Other) {
             self.disk.remove_file(place)?;
         }
         self.disk.make_link(place, target)?;

@@ -7,6 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::claim;
+use super::existing;
 use super::layout::{Home, Roots, SESSION_DIRECTORY};
 use super::map::{MAP_BYTES_MAX, Map};
 use super::{Layout, MADE, MADE_BYTES_MAX, MAP, session_path};
@@ -25,6 +26,7 @@ pub fn remove_all(layout: &Layout, session: &SessionId, disk: &dyn Disk) -> Resu
         return Ok(());
     }
     let data = Root::open(&layout.data)?;
+    existing::refuse_to_remove(disk, &data)?;
     refuse_if_running(disk, &data)?;
     refuse_unless_ours(layout, disk, &data, session)?;
     let made = made_directories(layout, disk, &data)?;
@@ -66,23 +68,27 @@ fn empty(disk: &dyn Disk, root: &Root) -> Result<()> {
     Ok(())
 }
 
-/// Removes what is at `place`, with everything below it; nothing there is no error. Depth costs memory, not stack.
-pub(super) fn remove_tree(disk: &dyn Disk, place: Place<'_>) -> Result<()> {
+/// Removes what is at `place`, with everything below it, and counts the names; nothing there is no error. Depth costs
+/// memory, not stack.
+pub(super) fn remove_tree(disk: &dyn Disk, place: Place<'_>) -> Result<u64> {
     let mut left = vec![(place.path.to_owned(), false)];
+    let mut removed = 0;
     while let Some((path, emptied)) = left.pop() {
         let here = Place { root: place.root, path: &path };
         match disk.look(here)? {
-            None => {}
+            None => continue,
             Some(Found::File(_) | Found::Other) => disk.remove_file(here)?,
             Some(Found::Directory) if emptied => disk.remove_directory(here)?,
             Some(Found::Directory) => {
                 let names = disk.list(here)?;
                 left.push((path.clone(), true));
                 left.extend(names.into_iter().map(|name| (path.join(name), false)));
+                continue;
             }
         }
+        removed += 1;
     }
-    Ok(())
+    Ok(removed)
 }
 
 /// Removes a file, if there is one.
@@ -151,7 +157,7 @@ pub(super) fn refuse_unless_empty(disk: &dyn Disk, root: &Root) -> Result<()> {
     }
 }
 
-fn refuse_if_running(disk: &dyn Disk, data: &Root) -> Result<()> {
+pub(super) fn refuse_if_running(disk: &dyn Disk, data: &Root) -> Result<()> {
     if disk.look(data.at(POSTMASTER_PID))?.is_none() {
         return Ok(());
     }
@@ -168,7 +174,7 @@ fn refuse_if_running(disk: &dyn Disk, data: &Root) -> Result<()> {
     }
 }
 
-fn is_there(path: &Path) -> Result<bool> {
+pub(super) fn is_there(path: &Path) -> Result<bool> {
     match path.symlink_metadata() {
         Ok(_) => Ok(true),
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(false),

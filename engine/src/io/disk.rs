@@ -138,6 +138,10 @@ pub trait Disk: Send + Sync {
     /// Makes a file that was just created this large, and sure that the space is there: unwritten extents, which
     /// read as zeros.
     fn allocate(&self, file: &OpenFile, bytes: u64) -> Result<()>;
+    /// Makes bytes of a file zero, without changing its size; the space stays allocated where the file system can.
+    fn make_zero(&self, file: &OpenFile, offset: u64, bytes: u64) -> Result<()>;
+    /// How many names a file has.
+    fn names_of(&self, file: &OpenFile) -> Result<u64>;
     /// Sets a file's size.
     fn set_size(&self, file: &OpenFile, bytes: u64) -> Result<()>;
     /// Sets the permission bits and, where given, the owner.

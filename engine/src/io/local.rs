@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Component, Path};
 use std::sync::Arc;
 
@@ -23,6 +23,9 @@ use super::plain::PlainQueue;
 use super::ring::RingQueue;
 use super::transfer::REQUEST_BYTES_MAX;
 use crate::{Error, Result};
+
+/// Written where a file system has no zeros to give.
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// How bytes move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,6 +182,27 @@ impl Disk for LocalDisk {
             Err(Errno::OPNOTSUPP) => self.set_size(file, bytes),
             Err(cause) => Err(Error::io("allocate space for", &file.path, cause)),
         }
+    }
+
+    fn make_zero(&self, file: &OpenFile, offset: u64, bytes: u64) -> Result<()> {
+        let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
+        match retry_on_intr(|| rustix::fs::fallocate(&file.file, flags, offset, bytes)) {
+            Ok(()) => Ok(()),
+            // The file system cannot: they are written.
+            Err(Errno::OPNOTSUPP) => {
+                let end = offset + bytes;
+                (offset..end).step_by(ZEROS.len()).try_for_each(|at| {
+                    let count = usize::try_from(end - at).unwrap_or(usize::MAX).min(ZEROS.len());
+                    self.write_small(file, at, &ZEROS[..count])
+                })
+            }
+            Err(cause) => Err(Error::io_at("write zeros to", &file.path, offset, cause)),
+        }
+    }
+
+    fn names_of(&self, file: &OpenFile) -> Result<u64> {
+        let metadata = file.file.metadata().map_err(|cause| Error::io("examine", &file.path, cause))?;
+        Ok(metadata.nlink())
     }
 
     fn set_size(&self, file: &OpenFile, bytes: u64) -> Result<()> {

@@ -117,6 +117,8 @@ impl Recording {
                     }
                 }
                 Event::MakeDirectory(path) if certain.name(path, at) || chance.coin() => {
+                    // Names whose removal was lost were in another directory of that name.
+                    names.retain(|name, _| !name.starts_with(path));
                     names.insert(path.clone(), Node::Directory);
                 }
                 Event::MakeLink(path, text) if certain.name(path, at) || chance.coin() => {

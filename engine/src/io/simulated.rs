@@ -126,6 +126,20 @@ impl Disk for Simulated {
         Ok(())
     }
 
+    fn make_zero(&self, file: &OpenFile, offset: u64, bytes: u64) -> Result<()> {
+        self.turn("write zeros to", &file.path)?;
+        let zeros = || vec![0; usize::try_from(bytes).unwrap_or_default()];
+        let written = self.note(|recording| Event::Write(recording.file(file), offset, zeros()));
+        self.inner.make_zero(file, offset, bytes)?;
+        self.note(|_| Event::Done(written.unwrap_or_default()));
+        Ok(())
+    }
+
+    fn names_of(&self, file: &OpenFile) -> Result<u64> {
+        self.turn("examine", &file.path)?;
+        self.inner.names_of(file)
+    }
+
     fn set_size(&self, file: &OpenFile, bytes: u64) -> Result<()> {
         self.turn("set the size of", &file.path)?;
         self.inner.set_size(file, bytes)?;

@@ -80,6 +80,23 @@ impl WalArchive {
         }
     }
 
+    /// Whether the archive has this very file, readable, under its name.
+    pub fn has_same(&self, path: &Path) -> Result<bool> {
+        let name = file_name(path)?;
+        let key = self.key(self.parse(name)?);
+        let source = open(path)?;
+        let compared = match self.open(name) {
+            Ok(None) => return Ok(false),
+            Ok(Some(object)) => self.compare(&object, &source, path, &key),
+            Err(error) => Err(error),
+        };
+        match compared {
+            Ok(_) => Ok(true),
+            Err(Error::Refused(_) | Error::Corrupt { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The system identifier in the file, 0 where it has none. Refuses what does not belong under its name here.
     fn refuse_unless_ours(&self, file: WalFile, path: &Path, bytes: u64) -> Result<SystemIdentifier> {
         let refuse = |detail: String| Error::Refused(format!("{} is not archived: {detail}", path.display()));

@@ -24,6 +24,10 @@ impl Judge<'_> {
                 Some(name) => ("tablespace directory", format!("name another with --tablespace {name}=DIR")),
             };
             let path = asked.display();
+            if self.is_overwritten(index, found) {
+                self.access(role, found);
+                continue;
+            }
             match &found.what {
                 What::Absent | What::Empty => self.access(role, found),
                 What::Ours(id) => self.refuse(
@@ -33,7 +37,10 @@ impl Judge<'_> {
                 What::Cluster(Some(pid)) => {
                     self.refuse(format!("a PostgreSQL server (process {pid}) runs in {role} {path}"), cure);
                 }
-                What::Cluster(None) => self.refuse(format!("{role} {path} holds a PostgreSQL cluster"), cure),
+                What::Cluster(None) => {
+                    let delta = if index == 0 { "; --delta writes over what differs" } else { "" };
+                    self.refuse(format!("{role} {path} holds a PostgreSQL cluster"), format!("{cure}{delta}"));
+                }
                 What::Occupied(example) => {
                     self.refuse(format!("{role} {path} is not empty: it holds {example:?}"), cure);
                 }
@@ -74,7 +81,7 @@ impl Judge<'_> {
                 format!("{role} {}: {} cannot get through the directories above it", found.path.display(), owner.name),
                 format!("give {} the right to search {nearest}", owner.name),
             );
-        } else if found.what == What::Empty && !facts.we_are_root && found.owner_uid != owner.uid {
+        } else if found.what != What::Absent && !facts.we_are_root && found.owner_uid != owner.uid {
             self.refuse(
                 format!("{role} {} belongs to another user", found.path.display()),
                 format!(
@@ -155,6 +162,7 @@ impl Judge<'_> {
                 }
             };
             let size = facts.contents.sizes.get(&oid).copied().unwrap_or_default();
+            let held = self.overwritten().and_then(|existing| existing.held.get(&oid)).cloned().unwrap_or_default();
             let extra = if oid.is_none() { wal_bytes + OVERHEAD_BYTES } else { 0 };
             let need = needs.entry(file_system.device).or_insert((
                 0,
@@ -164,8 +172,8 @@ impl Judge<'_> {
                 file_system.counts_inodes,
                 &found.nearest,
             ));
-            need.0 += size.bytes + extra;
-            need.1 += size.inodes;
+            need.0 += size.bytes.saturating_sub(held.bytes) + extra;
+            need.1 += size.inodes.saturating_sub(held.names);
         }
         for (bytes, inodes, free_bytes, free_inodes, counts_inodes, path) in needs.into_values() {
             let path = path.display();

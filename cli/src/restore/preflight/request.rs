@@ -1,5 +1,6 @@
 //! What the user asked for, resolved: every path absolute, every value of its type.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use engine::format::backup::BackupInfo;
@@ -17,6 +18,8 @@ pub(crate) struct Request {
     pub(crate) cluster: ClusterName,
     pub(crate) backup: Option<BackupLabel>,
     pub(crate) data: PathBuf,
+    /// Over the cluster that is there.
+    pub(crate) delta: bool,
     pub(crate) goal: Goal,
     pub(crate) timeline: TimelineChoice,
     pub(crate) exclusive: bool,
@@ -37,12 +40,18 @@ pub(crate) struct Request {
 }
 
 impl Request {
-    /// Where each tablespace of a backup goes, by OID: where the user says, else where it was.
-    pub(crate) fn tablespace_directories(&self, info: &BackupInfo) -> Vec<(u32, PathBuf)> {
+    /// Where each tablespace of a backup goes, by OID: where the user says, else where a delta has found it, else where it
+    /// was.
+    pub(crate) fn tablespace_directories(
+        &self,
+        info: &BackupInfo,
+        found: &BTreeMap<u32, PathBuf>,
+    ) -> Vec<(u32, PathBuf)> {
         let chosen = |tablespace: &engine::format::backup::Tablespace| {
             let of = |name: &str| *name == tablespace.name || name == tablespace.oid.to_string();
             let chosen = self.tablespaces.iter().find(|(name, _)| of(name)).map(|(_, directory)| directory.clone());
-            (tablespace.oid, chosen.unwrap_or_else(|| PathBuf::from(&tablespace.location)))
+            let there = chosen.or_else(|| found.get(&tablespace.oid).cloned());
+            (tablespace.oid, there.unwrap_or_else(|| PathBuf::from(&tablespace.location)))
         };
         info.tablespaces.iter().map(chosen).collect()
     }

@@ -21,6 +21,7 @@ fn request() -> Request {
         cluster: "main".parse().unwrap(),
         backup: None,
         data: "/srv/new".into(),
+        delta: false,
         goal: Goal::Latest,
         timeline: TimelineChoice::Latest,
         exclusive: false,
@@ -87,6 +88,7 @@ fn facts() -> Facts {
         missing_includes: Vec::new(),
         missing_lists: Vec::new(),
         handover: super::super::survey::HandoverFacts::default(),
+        existing: None,
         owner_reads: Ok(()),
     }
 }
@@ -262,4 +264,52 @@ fn a_place_to_hand_over_to_is_judged_with_everything_else() {
         ..super::super::survey::HandoverFacts::default()
     };
     assert!(problems(&request(), &facts).join("\n").contains("lie within each other"));
+}
+
+/// A delta over a cluster that may be overwritten.
+fn delta_facts() -> (Request, Facts) {
+    let mut facts = facts();
+    facts.places[0].1.what = What::Cluster(None);
+    facts.places[1].1.what = What::Occupied("PG_15_202209061".to_owned());
+    let identifier = facts.choice.as_ref().unwrap().0.server.system_identifier;
+    facts.existing = Some(Existing {
+        identifier: Some(Ok(identifier)),
+        version: Some((facts.choice.as_ref().unwrap().0.server.version_num / 10_000).to_string()),
+        tablespaces: [(16400, "/fast/new".into())].into(),
+        ..Existing::default()
+    });
+    (Request { delta: true, ..request() }, facts)
+}
+
+#[test]
+fn a_delta_overwrites_its_own_cluster_and_no_other() {
+    let (request, mut facts) = delta_facts();
+    assert_eq!(problems(&request, &facts), [""; 0]);
+    let existing = facts.existing.as_mut().unwrap();
+    existing.identifier = Some(Ok(engine::units::SystemIdentifier(2)));
+    existing.version = Some("9.6".to_owned());
+    existing.problems = vec![Problem::new("a server on another machine", "stop it")];
+    let told = problems(&request, &facts).join("\n");
+    for part in ["is another cluster", "of PostgreSQL 9.6", "on another machine"] {
+        assert!(told.contains(part), "{part} in\n{told}");
+    }
+    // What is where its tablespace should be is not its own.
+    let (request, mut facts) = delta_facts();
+    facts.existing.as_mut().unwrap().tablespaces.clear();
+    assert!(problems(&request, &facts)[0].contains("tablespace directory /fast/new is not empty"));
+}
+
+#[test]
+fn a_delta_needs_room_for_what_is_not_there_and_a_wal_directory_of_its_own() {
+    let (request, mut facts) = delta_facts();
+    for (_, found) in &mut facts.places {
+        found.file_system.as_mut().unwrap().free_bytes = 1 << 30;
+    }
+    assert!(problems(&request, &facts)[0].contains("are free"));
+    let held = engine::hydration::existing::Held { bytes: 1 << 30, names: 100, ..Default::default() };
+    let existing = facts.existing.as_mut().unwrap();
+    existing.held = [(None, held.clone()), (Some(16400), held)].into();
+    assert_eq!(problems(&request, &facts), [""; 0]);
+    facts.existing.as_mut().unwrap().wal = Some("/srv/new/elsewhere".into());
+    assert!(problems(&request, &facts)[0].contains("is not apart from it"));
 }

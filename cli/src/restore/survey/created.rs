@@ -17,7 +17,7 @@ use crate::postgres::binaries::Binaries;
 use crate::postgres::waldump::{Event, Kind};
 
 /// What PostgreSQL calls its directory in a tablespace begins so.
-const VERSION_DIRECTORY: &str = "PG_";
+pub(super) const VERSION_DIRECTORY: &str = "PG_";
 
 /// A tablespace that the replay would create.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -18,7 +18,7 @@ fn tree() -> Tree {
 }
 
 /// A bit that is set stands for bytes that are there.
-fn assert_map_is_true(sample: &Sample, layout: &Layout) {
+pub(super) fn assert_map_is_true(sample: &Sample, layout: &Layout) {
     let path = layout.data.join(SESSION_DIRECTORY).join(MAP);
     let Ok(bytes) = fs::read(path) else { return };
     let parsed = Map::parse(&bytes).expect("a map that has its name is whole");

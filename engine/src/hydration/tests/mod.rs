@@ -21,6 +21,7 @@ use crate::units::{BlockNumber, BlockSize, PAGE_BYTES};
 
 mod copy;
 mod crashes;
+mod delta;
 mod faults;
 
 const SIZE: BlockSize = BlockSize::MIN;
