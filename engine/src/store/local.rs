@@ -22,7 +22,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::fs::{AtFlags, Dir, Gid, Mode, OFlags, Uid};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
 use super::{Entry, Existing, Store, Upload};
@@ -35,6 +35,8 @@ const OPEN_FILES_MAX: usize = 256;
 /// The repository holds all of the database: nothing for others.
 const FILE_MODE: u32 = 0o640;
 const DIRECTORY_MODE: u32 = 0o750;
+/// Marks a directory that root makes until it is given away: sticky, and nothing for others. Nobody makes such.
+const MARK_MODE: u32 = 0o1000;
 /// Ends the name of an upload that is under way; see [`durable::create_beside`].
 const UPLOAD_SUFFIX: &str = ".part";
 
@@ -77,21 +79,23 @@ impl LocalStore {
         match open_directory(root.at(path)) {
             Err(missing) if is_missing(&missing) => {}
             opened => {
+                let directory = opened?;
                 self.settle_directory(root, path)?;
-                return opened;
+                return Ok(directory);
             }
         }
         let (parent, name) = split(path)?;
         let above = self.made(root, parent)?;
-        let made = match rustix::fs::mkdirat(&above, name, Mode::from_raw_mode(DIRECTORY_MODE)) {
+        let is_root = rustix::process::geteuid().is_root();
+        let mode = if is_root { DIRECTORY_MODE | MARK_MODE } else { DIRECTORY_MODE };
+        let made = match rustix::fs::mkdirat(&above, name, Mode::from_raw_mode(mode)) {
             Ok(()) => true,
             Err(Errno::EXIST) => false,
             Err(cause) => return Err(Error::io("create", root.at(path).full(), cause)),
         };
         let directory = open_directory(root.at(path))?;
-        // One with something in it is another that somebody was quick to put in its place.
-        if made && is_empty(&directory)? {
-            hand_over(root, &directory, directory.path())?;
+        if made && is_root {
+            hand_over_directory(root, &directory)?;
         }
         self.sync_name(path, &above)?;
         Ok(directory)
@@ -318,14 +322,16 @@ fn link_in(place: Place<'_>) -> Option<PathBuf> {
     })
 }
 
-fn is_empty(directory: &Directory) -> Result<bool> {
-    let failed = |cause| Error::io("list", directory.path(), cause);
-    for entry in Dir::read_from(directory).map_err(failed)? {
-        if !matches!(entry.map_err(failed)?.file_name().to_bytes(), b"." | b"..") {
-            return Ok(false);
-        }
+/// Gives a directory to the owner of the store, if it is the one that root has just made and not another that somebody was
+/// quick to put in its place.
+fn hand_over_directory(root: &Root, directory: &Directory) -> Result<()> {
+    let failed = |cause| Error::io("change the mode of", directory.path(), cause);
+    let found = rustix::fs::fstat(directory).map_err(failed)?;
+    if found.st_uid != 0 || found.st_mode & (MARK_MODE | 0o007) != MARK_MODE {
+        return Ok(());
     }
-    Ok(true)
+    rustix::fs::fchmod(directory, Mode::from_raw_mode(found.st_mode & 0o777)).map_err(failed)?;
+    hand_over(root, directory, directory.path())
 }
 
 /// Gives what root has just made in the store to the owner of the store.
@@ -533,6 +539,7 @@ mod tests {
         for made in ["new", "new/deep", "new/deep/key", "locks", "locks/lock"] {
             let metadata = std::fs::metadata(directory.path().join(made)).unwrap();
             assert_eq!((metadata.uid(), metadata.gid()), (12345, 54321), "{made}");
+            assert_eq!(metadata.mode() & 0o7027, 0, "{made}");
         }
     }
 
@@ -611,6 +618,9 @@ mod tests {
         let store = LocalStore::new(directory.path());
         store.open_lock("locks/old").unwrap();
         store.put("locks/new", b"x", Existing::Refuse).unwrap();
+        // Nor a directory of root's that took the place of the one that was made.
+        let root = Root::open(directory.path()).unwrap();
+        hand_over_directory(&root, &open_directory(root.at("locks")).unwrap()).unwrap();
         for (name, owner) in [("locks", 0), ("locks/old", 0), ("locks/new", 12345)] {
             assert_eq!(std::fs::metadata(directory.path().join(name)).unwrap().uid(), owner, "{name}");
         }
