@@ -16,7 +16,7 @@ use engine::wal::name::{SegmentName, WalFile};
 use engine::wal::{Fetched, WalArchive};
 
 use super::server::Server;
-use super::wal::Origin;
+use super::wal::{Origin, unless_another_history};
 use crate::context::Context;
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
@@ -106,8 +106,14 @@ impl<'a> Supply<'a> {
         let segment_bytes = self.server.info.wal_segment_bytes;
         let mut missing = Vec::new();
         for segment in needed(range, segment_bytes) {
-            if !self.archive.contains(&segment.file_name(segment_bytes))? {
+            let name = segment.file_name(segment_bytes);
+            if !self.archive.contains(&name)? {
                 missing.push(segment);
+            } else if self.pg_wal.join(&name).is_file() {
+                // Of the last one the rest may never have been received.
+                let told = segment_bytes.min(range.stop.0.saturating_sub(segment.start(segment_bytes).0));
+                let another = self.archive.refuse_another(&self.pg_wal.join(&name), told);
+                another.map_err(unless_another_history)?;
             }
         }
         for segment in &missing {
@@ -119,7 +125,8 @@ impl<'a> Supply<'a> {
 
     fn push(&self, name: &str) -> Result<()> {
         let path = self.pg_wal.join(name);
-        self.archive.push(&path).with_context(|| format!("cannot bring {name} into the archive"))?;
+        let pushed = self.archive.push(&path).map_err(unless_another_history);
+        pushed.with_context(|| format!("cannot bring {name} into the archive"))?;
         Ok(())
     }
 

@@ -264,7 +264,7 @@ impl<'a> WalSupply<'a> {
 }
 
 /// What is to be done where the archive has other WAL under the names of the server's own.
-fn unless_another_history(error: engine::Error) -> anyhow::Error {
+pub(super) fn unless_another_history(error: engine::Error) -> anyhow::Error {
     let engine::Error::Refused(refusal) = error else { return error.into() };
     let hint = "the archive has the WAL of another history of this cluster: was the server set back to a snapshot, or is \
                 it a copy? Back it up, and archive, under another name: --cluster";

@@ -97,6 +97,17 @@ impl WalArchive {
         }
     }
 
+    /// Refuses the file `path` where the archive has another under its name, as far as its first `bytes` tell: what lies
+    /// behind them may never have been written. One that the archive has not is no error.
+    pub fn refuse_another(&self, path: &Path, bytes: u64) -> Result<()> {
+        let name = file_name(path)?;
+        let key = self.key(self.parse(name)?);
+        match self.open(name)? {
+            Some(object) => self.refuse_difference(&object, &open(path)?, path, &key, bytes),
+            None => Ok(()),
+        }
+    }
+
     /// The system identifier in the file, 0 where it has none. Refuses what does not belong under its name here.
     fn refuse_unless_ours(&self, file: WalFile, path: &Path, bytes: u64) -> Result<SystemIdentifier> {
         let refuse = |detail: String| Error::Refused(format!("{} is not archived: {detail}", path.display()));
@@ -162,26 +173,33 @@ impl WalArchive {
 
     /// Whether the archive's file is what is pushed; then it is made sure that it stays.
     fn compare(&self, object: &WalObject, source: &File, path: &Path, key: &str) -> Result<Pushed> {
-        let refuse = |detail: String| {
-            let there = self.store().describe(key);
-            Error::Refused(format!("{} is not archived: {} {detail}", path.display(), there.display()))
-        };
         let bytes = source.metadata().map_err(|cause| Error::io("look at", path, cause))?.len();
         if object.bytes() != bytes {
-            return Err(refuse(format!("is there already and has {} bytes, not {bytes}", object.bytes())));
+            return Err(self.another(path, key, &format!("has {} bytes, not {bytes}", object.bytes())));
         }
+        self.refuse_difference(object, source, path, key, bytes)?;
+        self.store().settle(key)?;
+        Ok(Pushed::AlreadyThere)
+    }
+
+    fn refuse_difference(&self, object: &WalObject, source: &File, path: &Path, key: &str, bytes: u64) -> Result<()> {
         let (mut offset, mut mine) = (0, Vec::new());
         object.read_all(|theirs| {
+            let left = usize::try_from(bytes.saturating_sub(offset)).unwrap_or(usize::MAX);
+            let theirs = &theirs[..theirs.len().min(left)];
             mine.resize(theirs.len(), 0);
             source.read_exact_at(&mut mine, offset).map_err(|cause| Error::io_at("read", path, offset, cause))?;
             if let Some(at) = theirs.iter().zip(&mine).position(|(theirs, mine)| theirs != mine) {
-                return Err(refuse(format!("is there already and differs at byte {}", offset + at as u64)));
+                return Err(self.another(path, key, &format!("differs at byte {}", offset + at as u64)));
             }
             offset += theirs.len() as u64;
             Ok(())
-        })?;
-        self.store().settle(key)?;
-        Ok(Pushed::AlreadyThere)
+        })
+    }
+
+    fn another(&self, path: &Path, key: &str, how: &str) -> Error {
+        let there = self.store().describe(key);
+        Error::Refused(format!("{} is not archived: {} is there already and {how}", path.display(), there.display()))
     }
 }
 
