@@ -81,8 +81,9 @@ impl Instance {
     }
 
     /// Starts the postmaster with `options` (`-c name=value` pairs, given as name and value) and returns once it has
-    /// written `postmaster.pid`, long before it accepts connections.
-    pub(crate) fn start(&mut self, options: &[(&str, &str)]) -> Result<PostmasterFile> {
+    /// written `postmaster.pid`, long before it accepts connections. Nothing is returned of a server that has ended by
+    /// itself before anybody looked: one that shuts down at a target which is near lives for some milliseconds.
+    pub(crate) fn start(&mut self, options: &[(&str, &str)]) -> Result<Option<PostmasterFile>> {
         if let Some(running) = postmaster::running_in(&self.data_directory)? {
             bail!("a server (process {}) already runs in {}", running.pid, self.data_directory.display());
         }
@@ -96,16 +97,20 @@ impl Instance {
         let deadline = Instant::now() + APPEAR_TIMEOUT;
         loop {
             if let Some(file) = postmaster::running_in(&self.data_directory)? {
-                return Ok(file);
+                return Ok(Some(file));
             }
+            let words = self.log_since_start()?;
             // A server that failed at once has said why, and leaves no file behind.
-            if let Some(reason) = self.failure_since_start()? {
+            if let Some(reason) = log::last_failure(&words) {
                 // It may have written its reason just before its file: one more look decides.
                 std::thread::sleep(POLL);
                 if let Some(file) = postmaster::running_in(&self.data_directory)? {
-                    return Ok(file);
+                    return Ok(Some(file));
                 }
                 bail!("the server in {} did not start: {reason}", self.data_directory.display());
+            }
+            if log::tells_of_an_end(&words) {
+                return Ok(None);
             }
             if Instant::now() >= deadline {
                 bail!(

@@ -49,6 +49,11 @@ pub(crate) fn last_failure(text: &str) -> Option<String> {
     Some(message.join("\n"))
 }
 
+/// Whether the server of this log has started and has shut down, in its own words.
+pub(crate) fn tells_of_an_end(text: &str) -> bool {
+    text.contains("LOG:  starting PostgreSQL") && text.contains("LOG:  database system is shut down")
+}
+
 /// The line from its severity on: what precedes it is `log_line_prefix`.
 fn without_prefix(line: &str) -> &str {
     let severities = ["FATAL:  ", "PANIC:  ", "DETAIL:  ", "HINT:  ", "CONTEXT:  "];
@@ -58,6 +63,16 @@ fn without_prefix(line: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_that_lived_for_a_moment_is_known_by_its_words() {
+        let began =
+            "LOG:  starting PostgreSQL 15.18 on x86_64\nLOG:  database system was shut down in recovery at 08:15\n";
+        assert!(!tells_of_an_end(began));
+        assert!(tells_of_an_end(&format!(
+            "{began}LOG:  shutdown at recovery target\nLOG:  database system is shut down\n"
+        )));
+    }
 
     #[test]
     fn the_reason_is_the_last_fatal_with_its_detail_and_hint() {

@@ -99,8 +99,10 @@ impl Restore<'_> {
             let started = instance.start(&[]);
             let file = started
                 .map_err(|error| recovery::failure(&format!("{error:#}"), &self.session.journal.id, &self.log()))?;
-            let time = step.done(&format!("process {}", file.pid));
-            self.session.note_step("start", time.as_secs_f64(), format!("process {}", file.pid));
+            let process =
+                file.map_or_else(|| "it has ended by itself".to_owned(), |file| format!("process {}", file.pid));
+            let time = step.done(&process);
+            self.session.note_step("start", time.as_secs_f64(), process);
         }
         if self.session.journal.moves_on {
             self.session.journal.moves_on = false;
