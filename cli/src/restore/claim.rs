@@ -5,7 +5,7 @@
 
 use engine::hydration;
 use engine::io::LocalDisk;
-use engine::units::Timeline;
+use engine::units::{SessionId, Timeline};
 
 use super::plan::Plan;
 use super::session::{Journal, Phase};
@@ -31,19 +31,22 @@ pub(super) fn look(journal: &Journal) -> anyhow::Result<Claim> {
     }
     let startable = || plan.data().join(control::PATH).exists();
     match journal.phase {
+        // By then a delta has marked it: what has no mark has come into its place since, and a delta removes.
+        Phase::Copying | Phase::Configuring if plan.delta.is_some() => Err(not_ours(journal, found.as_ref())),
         Phase::Saving | Phase::Copying | Phase::Configuring | Phase::Finished => Ok(Claim::Holds),
         // Unmarked and complete: the crash fell between the last trace and the journal's last word.
         Phase::Publishing if found.is_none() && plan.no_start && startable() => Ok(Claim::Done),
         Phase::Publishing => Ok(Claim::Holds),
         Phase::Reverting => Ok(Claim::Done),
-        Phase::Recovering | Phase::Checking => {
-            let whose = found.map_or_else(|| "no restore".to_owned(), |other| format!("restore {other}"));
-            let message = format!("{} belongs to {whose}, not to {} any more", plan.data().display(), journal.id);
-            let hint =
-                format!("`pghydrant cancel {}` forgets the session and leaves the directory as it is", journal.id);
-            Err(Failure::new(Exit::Refused, message).hint(hint).into())
-        }
+        Phase::Recovering | Phase::Checking => Err(not_ours(journal, found.as_ref())),
     }
+}
+
+fn not_ours(journal: &Journal, found: Option<&SessionId>) -> anyhow::Error {
+    let (data, id) = (journal.plan.data().display(), &journal.id);
+    let whose = found.map_or_else(|| "no restore".to_owned(), |other| format!("restore {other}"));
+    let hint = format!("`pghydrant cancel {id}` forgets the session and leaves the directory as it is");
+    Failure::new(Exit::Refused, format!("{data} belongs to {whose}, not to {id} any more")).hint(hint).into()
 }
 
 /// Whether the directory carries the session's mark.
@@ -68,6 +71,6 @@ pub(super) fn began_a_timeline(control: &ControlFile, target: Timeline) -> bool 
     control.timeline.max(control.min_recovery_timeline) > target
 }
 
-fn marked(plan: &Plan) -> anyhow::Result<Option<engine::units::SessionId>> {
+fn marked(plan: &Plan) -> anyhow::Result<Option<SessionId>> {
     Ok(hydration::session_in(plan.data(), &LocalDisk::new())?.map(|(id, _)| id))
 }

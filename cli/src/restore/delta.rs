@@ -22,6 +22,7 @@ use engine::hydration::{self, Existing, Fill, Hydration};
 use engine::io::LocalDisk;
 use engine::progress::Progress;
 use engine::units::SessionId;
+use engine::wal::name::SegmentName;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -34,7 +35,7 @@ use crate::context::Context;
 use crate::exit::{Exit, Failure};
 use crate::human;
 use crate::output;
-use crate::postgres::control;
+use crate::postgres::control::{self, ControlFile};
 
 /// What a plan knows of the cluster that it overwrites.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,6 +101,9 @@ impl Restore<'_> {
         let server = &self.backup.info.server;
         let control = control::read(plan.data()).ok();
         let directory = wal_directory(&plan);
+        if let Some(control) = &control {
+            self.refuse_lost_wal(control, &directory)?;
+        }
         let found = wal::local(&directory, server.system_identifier, server.wal_segment_bytes, control.as_ref())?;
         let kept = saved_wal_directory(&plan, &self.session.journal.id);
         let saved = wal::save(&plan, found, &archive, kept)?;
@@ -110,10 +114,30 @@ impl Restore<'_> {
         self.session.journal.saved_wal = Some(saved);
         let time = step.done(&detail);
         self.session.note_step("save", time.as_secs_f64(), detail);
-        // It may have been started while the WAL was saved.
+        // It may have been started while the WAL was saved, and stopped again.
         self.refuse_another_cluster()?;
+        if control::read(plan.data()).ok() != control {
+            let what = format!("the server in {} has run while its WAL was saved", plan.data().display());
+            let hint = format!("`pghydrant retry {}` saves what it has written", self.session.journal.id);
+            return Err(Failure::new(Exit::Waiting, what).hint(hint).into());
+        }
         self.session.enter(Phase::Copying)?;
         Ok(hydration.make_unstartable()?)
+    }
+
+    /// The segment with the last checkpoint is never recycled: without it this is not the WAL of the cluster.
+    fn refuse_lost_wal(&self, control: &ControlFile, directory: &Path) -> anyhow::Result<()> {
+        let segment_bytes = u64::from(control.wal_segment_bytes);
+        let segment = SegmentName::holding(control.timeline, control.redo, segment_bytes).file_name(segment_bytes);
+        if directory.join(&segment).exists() {
+            return Ok(());
+        }
+        let what = format!("{} has not the segment of the last checkpoint, {segment}", directory.display());
+        let hint = format!(
+            "is its disk mounted? then `pghydrant retry {0}`; where the WAL is lost, `pghydrant cancel {0}` and restore into another directory",
+            self.session.journal.id
+        );
+        Err(Failure::new(Exit::Waiting, what).hint(hint).into())
     }
 
     /// Between two runs, and during one, anything may have happened to a cluster that can still be started.
@@ -151,6 +175,11 @@ impl Restore<'_> {
     fn clear(&mut self, hydration: &Hydration, progress: &dyn Progress) -> anyhow::Result<()> {
         let step = self.context.output.step("clear");
         let removed = hydration.clear(progress)?;
+        // Once and for all: another cluster may have its tablespace there by the next run.
+        if let Some(delta) = &mut self.session.journal.plan.delta {
+            delta.abandoned.clear();
+        }
+        self.session.save()?;
         let detail = format!("{} removed that the backup has not", human::count(removed, "name"));
         let time = step.done(&detail);
         self.session.note_step("clear", time.as_secs_f64(), detail);

@@ -296,7 +296,8 @@ fn has_control(disk: &dyn Disk, data: &Root) -> Result<bool> {
 fn remove_control(disk: &dyn Disk, data: &Root) -> Result<()> {
     match disk.look(data.at(GLOBAL))? {
         Some(Found::Directory) => {
-            remove_if_there(disk, data.at(CONTROL))?;
+            // Whatever it is.
+            remove_tree(disk, data.at(CONTROL))?;
             disk.sync(&*disk.open(data.at(GLOBAL), Open::Directory)?)
         }
         // A link, through which a server would find the file.

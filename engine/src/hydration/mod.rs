@@ -119,6 +119,9 @@ impl Hydration {
         disk: Arc<dyn Disk>,
     ) -> Result<Self> {
         let identity = identity(&backup, session)?;
+        if let Some(over) = &over {
+            refuse_lost_homes(layout, over)?;
+        }
         let (roots, made) = Roots::make(layout, &*disk, owner)?;
         let data = roots.data()?;
         let (map, part) = (session_path(MAP), session_path("map.part"));
@@ -187,6 +190,14 @@ pub fn session_in(data: &Path, disk: &dyn Disk) -> Result<Option<(SessionId, boo
     let parsed = Map::parse(&disk.read_small(&file, map::MAP_BYTES_MAX)?)
         .map_err(|detail| Error::corrupt(&file.path, detail))?;
     Ok(Some((parsed.identity.session, parsed.closed)))
+}
+
+/// A directory of the cluster that is not there any more, as its disk is not mounted, is not made in its place.
+fn refuse_lost_homes(layout: &Layout, over: &Existing) -> Result<()> {
+    let lost = layout.homes().into_iter().find(|(home, path)| over.homes.contains(home) && !path.is_dir());
+    lost.map_or(Ok(()), |(_, path)| {
+        Err(Error::NotFound(format!("{} is not there: is its disk mounted?", path.display())))
+    })
 }
 
 fn identity(backup: &Backup, session: &SessionId) -> Result<map::Identity> {

@@ -1,8 +1,8 @@
 //! WAL that was never archived: the only copy of the last transactions, and a delta empties `pg_wal`.
 //!
 //! A file counts if it is what its name says: the first page of a segment must have the cluster's identifier and the
-//! name's position, which a segment that was recycled for later has not. What the server has ended and marked for its
-//! archiver goes into the archive, as `archive_command` would have sent it, and by the instance's user, to whom the
+//! name's position, which a segment that was recycled for later has not. What waits for the archiver of a server whose
+//! `archive_command` names this repository goes into the archive, as `archive_command` would have sent it, and by the instance's user, to whom the
 //! archive belongs. The last segment, which is not complete, and whatever the archive does not take, is kept in the data
 //! directory; so is all WAL of a server that did not archive, a clone with a timeline of its own, say, which the next
 //! restore of the original would follow. A segment with nothing but the checkpoint of a clean shutdown holds no
@@ -23,7 +23,7 @@ use engine::wal::{SegmentHeader, WalArchive};
 use serde::{Deserialize, Serialize};
 
 use super::super::plan::Plan;
-use super::super::{files, marker, staging};
+use super::super::{conf, files, marker, staging};
 use crate::postgres::control::{ControlFile, State};
 use crate::postgres::owner::Owner;
 
@@ -96,9 +96,10 @@ pub(crate) fn local(
             WalFile::BackupLabel(..) => continue,
             WalFile::History(_) => {}
         }
-        let told = |suffix| directory.join("archive_status").join(format!("{name}.{suffix}")).exists();
+        // One that is told of as done and is not in our archive went to another.
+        let waits = directory.join("archive_status").join(format!("{name}.ready")).exists();
         let whole = !matches!(file, WalFile::Segment(_)) || metadata.len() == segment_bytes;
-        let for_the_archive = whole && (told("ready") || told("done"));
+        let for_the_archive = whole && waits;
         files.push(LocalFile { name, path, for_the_archive });
     }
     files.sort_by(|one, other| one.name.cmp(&other.name));
@@ -154,16 +155,21 @@ pub(super) fn save(
     if let Some(kept) = Kept::open(&directory)? {
         kept.drop_recycled(archive)?;
     }
-    let is_a_copy = plan.data().join(marker::PATH).symlink_metadata().is_ok();
+    let mut keeps_all = does_not_archive_here(plan)?;
     let mut saved = SavedWal { directory, ..SavedWal::default() };
     for file in files {
-        if archive.has_same(&file.path).unwrap_or(false) {
+        if archive.has_same(&file.path)? {
             continue;
         }
-        let pushed = match (file.for_the_archive, is_a_copy) {
+        if keeps_all.is_none() && file.for_the_archive && archive.contains(&file.name)? {
+            // What comes behind it would not follow what is there.
+            keeps_all = Some(format!("the archive has another {}", file.name));
+        }
+        let pushed = match (file.for_the_archive, &keeps_all) {
             (false, _) => Err(None),
-            (true, true) => Err(Some("the directory is an isolated copy, which does not archive".to_owned())),
-            (true, false) => push(plan, archive, &file.path).map_err(|error| Some(format!("{error:#}"))),
+            (true, Some(reason)) => Err(Some(reason.clone())),
+            // Whatever failed may be mended, and the cluster is as it was.
+            (true, None) => push(plan, archive, &file.path).map(Ok)?,
         };
         match pushed {
             Ok(()) => saved.pushed.push(file.name),
@@ -181,6 +187,24 @@ pub(super) fn save(
         durable::sync_directory(plan.data())?;
     }
     Ok(saved)
+}
+
+/// Why nothing of this server goes into the archive: it is a copy, or archived to another place, or nobody can tell.
+fn does_not_archive_here(plan: &Plan) -> anyhow::Result<Option<String>> {
+    if plan.data().join(marker::PATH).symlink_metadata().is_ok() {
+        return Ok(Some("the directory is an isolated copy, which does not archive".to_owned()));
+    }
+    let mut command = String::new();
+    for name in ["postgresql.conf", "postgresql.auto.conf"] {
+        let text = files::read(&plan.data().join(name))?.unwrap_or_default();
+        command = conf::value_of(&text, "archive_command").unwrap_or(command);
+    }
+    let here = plan.repository.to_str().is_some_and(|repository| command.contains(repository));
+    if here && command.contains("wal push") {
+        return Ok(None);
+    }
+    let cure = "`pghydrant wal push` brings it into the archive";
+    Ok(Some(format!("archive_command in the directory does not name {}; {cure}", plan.repository.display())))
 }
 
 /// The directory of what is kept, held open: it lies in a directory of the server's user, who may put a link to any other

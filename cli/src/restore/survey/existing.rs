@@ -82,10 +82,17 @@ impl Existing {
         let data = request.data.canonicalize().with_context(|| format!("cannot follow {}", request.data.display()))?;
         self.version = std::fs::read_to_string(data.join("PG_VERSION")).ok().map(|text| text.trim().to_owned());
         self.wal = link(&data.join("pg_wal"))?;
+        if let (None, Ok(target)) = (&self.wal, std::fs::read_link(data.join("pg_wal"))) {
+            // Its WAL, the only copy of the last transactions, is somewhere else.
+            let what = format!("pg_wal leads to {}, which is not there", target.display());
+            self.problems
+                .push(Problem::new(what, "mount its disk; where that is lost, restore into another directory"));
+            return Ok(());
+        }
         let wal_directory = self.wal.clone().unwrap_or_else(|| data.join("pg_wal"));
         self.identifier = Some(identifier(&data, &wal_directory));
         self.look_at_tablespaces(&data, request, backup)?;
-        self.problems = servers(&data)?.into_iter().collect();
+        self.problems.extend(servers(&data)?);
         let server = &backup.info.server;
         if !matches!(self.identifier, Some(Ok(found)) if found == server.system_identifier) {
             return Ok(());

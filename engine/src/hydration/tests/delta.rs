@@ -303,6 +303,18 @@ fn change(path: &Path, change: &Change, elsewhere: &Path) {
     fs::write(path, content).unwrap();
 }
 
+#[test]
+fn a_directory_in_the_place_of_pg_control_goes_as_well() {
+    let sample = Sample::new(Compression::None, sample_tree());
+    let layout = sample.target("target");
+    lay_out(&sample.tree, &layout);
+    let control = layout.data.join("global/pg_control");
+    fs::remove_file(&control).unwrap();
+    fs::create_dir_all(control.join("below")).unwrap();
+    delta(&sample, &layout, Source::Blocks, disk()).unwrap();
+    assert_same(&sample.tree, &layout);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
