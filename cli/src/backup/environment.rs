@@ -24,9 +24,9 @@ const DATABASES_MAX: usize = 200;
 /// For all databases together, however slow the server is.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// For one of them to let us in.
-const CONNECT_PATIENCE: Duration = Duration::from_secs(3);
+const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
 /// For one question; catalogs of a million relations are read in less.
-const QUESTION_LIMIT: &str = "SET statement_timeout = '3s'";
+const QUESTION_LIMIT: &str = "SET statement_timeout = '10s'";
 
 /// `FirstNormalObjectId`: what is below came with the server.
 const NORMAL_OBJECT_FIRST: u32 = 16_384;

@@ -325,7 +325,8 @@ fn refuse_isolated_copy(data: &Path) -> Result<()> {
 
 fn server_info(client: &Client, data: &Path, control: &ControlFile, owner: &Owner) -> Result<ServerInfo> {
     let sql = "SELECT name, current_setting(name) FROM pg_settings \
-        WHERE name = ANY ($1) OR source NOT IN ('default', 'override', 'client', 'session')";
+        WHERE (name = ANY ($1) OR source NOT IN ('default', 'override', 'client', 'session')) \
+        AND source NOT IN ('database', 'user', 'database user')";
     let mut settings: BTreeMap<String, String> = BTreeMap::new();
     for row in client.query(sql, &[&SETTINGS.map(str::to_owned).to_vec()])? {
         let (name, setting): (String, Option<String>) = (value(&row, 0)?, value(&row, 1)?);

@@ -72,8 +72,14 @@ impl Isolation {
         in_auto: &dyn Fn(&str) -> bool,
     ) -> anyhow::Result<Self> {
         let mut isolation = Self::default();
+        let literal = |value: &str| format!("'{}'", value.replace('\'', "''"));
         let lifted_by = |name: &str, was: &str| match in_auto(name) && name != SECRET {
-            true => format!("ALTER SYSTEM SET {name} = '{}'", was.replace('\'', "''")),
+            // One literal would become one library of that name.
+            true if name == PRELOADED => {
+                let each: Vec<String> = machine::library_names(was).iter().map(|name| literal(name)).collect();
+                format!("ALTER SYSTEM SET {name} = {}", each.join(", "))
+            }
+            true => format!("ALTER SYSTEM SET {name} = {}", literal(was)),
             false => format!("ALTER SYSTEM RESET {name}"),
         };
         let mut off = |name: &str, was: &str| {

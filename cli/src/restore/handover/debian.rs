@@ -3,6 +3,7 @@
 //! `pg_createcluster` can adopt a data directory, and is not used: it moves the configuration out of it, which then does not
 //! start by itself any more, and writes the machine's defaults over the original's settings.
 
+use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, fchown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -66,8 +67,13 @@ pub(super) fn make_log(cluster: &DebianCluster, owner: &User) -> anyhow::Result<
     let path = log_of(cluster.major, &cluster.name);
     let mut options = std::fs::OpenOptions::new();
     // Others write in that directory as well: neither a link nor a pipe of theirs is followed.
-    options.append(true).create(true).mode(LOG_MODE).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
-    let file = options.open(&path).map_err(|cause| engine::Error::io("create", &path, cause))?;
+    options.append(true).mode(LOG_MODE).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+    // One that is there is opened without "create", which fs.protected_regular refuses even root in such a directory.
+    let file = match options.open(&path) {
+        Err(cause) if cause.kind() == ErrorKind::NotFound => options.create_new(true).open(&path),
+        opened => opened,
+    };
+    let file = file.map_err(|cause| engine::Error::io("create", &path, cause))?;
     let metadata = file.metadata().map_err(|cause| engine::Error::io("examine", &path, cause))?;
     let new = metadata.is_file() && metadata.len() == 0 && metadata.uid() == 0 && metadata.nlink() == 1;
     if new && rustix::process::geteuid().is_root() {
