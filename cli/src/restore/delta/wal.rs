@@ -351,10 +351,11 @@ mod tests {
         std::fs::write(wal.join("00000002.history"), "1\t0/500000\tx\n").unwrap();
         let history = "00000002.history".to_owned();
         assert_eq!(found(wal), [(name(5), false), (name(6), false), (history.clone(), false)]);
-        // Only the server says what is for the archive.
+        // Only the server says what is for the archive, and what went to another is not for ours.
         std::fs::create_dir(wal.join("archive_status")).unwrap();
-        for marked in [format!("{}.ready", name(5)), format!("{history}.done"), format!("{}.ready", name(7))] {
-            std::fs::write(wal.join("archive_status").join(marked), "").unwrap();
+        let marked = [(name(5), "ready"), (name(6), "done"), (history.clone(), "ready"), (name(7), "ready")];
+        for (name, mark) in marked {
+            std::fs::write(wal.join("archive_status").join(format!("{name}.{mark}")), "").unwrap();
         }
         assert_eq!(found(wal), [(name(5), true), (name(6), false), (history, true)]);
     }
