@@ -101,6 +101,30 @@ fn the_stream_of_a_busy_server_becomes_a_backup_and_the_next_goes_on_from_it() -
     Ok(())
 }
 
+/// What a clone streams has the names of what its original has archived, and other WAL in it.
+#[test]
+fn a_tar_with_the_wal_of_another_history_is_refused() -> Result<()> {
+    requires!(Postgres);
+    let world = World::new(0)?;
+    let saved = save(&world, "base.tar", "--wal-method=fetch")?;
+    world.cluster.archive_wal()?;
+    // The archive as it would be, had another server sent the segment.
+    let segment =
+        shell(&world, &format!("tar -tf '{}' | grep '^pg_wal/0*[0-9A-F]\\{{24\\}}$' | tail -n 1", saved.display()));
+    let segment = segment.succeed()?.stdout.trim().trim_start_matches("pg_wal/").to_owned();
+    let archived = world.repository.path().join("clusters/main/wal/00000001").join(&segment);
+    let other = world.scratch.join(&segment);
+    let shown = other.display().to_string();
+    world.pghydrant.succeed(world.repository.arguments(&["wal", "fetch"], &[&segment, &shown]))?;
+    flip_bit(&other, 60)?;
+    fs::remove_file(&archived)?;
+    world.pghydrant.succeed(world.repository.arguments(&["wal", "push"], &[&shown]))?;
+    world.pghydrant.fail(adopt(&world.repository, &saved), 3, &[&segment, "another history", "hint: "])?;
+    let list = world.pghydrant.succeed(world.repository.arguments(&["list"], &["--json"]))?.stdout;
+    ensure!(!list.contains("\"event\":\"backup\""), "{list}");
+    Ok(())
+}
+
 #[test]
 fn tar_files_restore_to_the_same_as_the_plain_directory_that_they_unpack_to() -> Result<()> {
     requires!(Postgres);

@@ -75,7 +75,7 @@ pub(super) fn adopt(
     let known_bytes = beside.as_ref().filter(|_| input.is_named).map_or(0, |(listed, _)| listed.bytes());
     let phase = output.phase("copy", known_bytes);
     let records = Records::create()?;
-    let spool = Spool::create(known.as_ref().map(|cluster| cluster.wal()))?;
+    let spool = Spool::create()?;
     let intake = Intake::new(&writer, &records, block, &phase);
     let (gathered, found) = intake.run(context.workers()?, |feed| gather(input, &spool, &stop, feed))?;
     let copy_result = phase.finish();
@@ -262,12 +262,12 @@ fn read_back(
     Ok(())
 }
 
-/// Takes out of a `pg_wal.tar` what neither the archive nor the base's tar has.
+/// Takes out of a `pg_wal.tar` what the backup needs and the base's tar has not.
 fn take_wal(input: &Input, spool: &Spool, base: &BaseBackup, stop: &dyn Fn() -> bool) -> Result<()> {
     let segment_bytes = base.server.info.wal_segment_bytes;
     let segments = needed(&base.range, segment_bytes).map(|segment| segment.file_name(segment_bytes));
     let history = WalFile::History(base.range.timeline).file_name(segment_bytes);
-    let missing = spool.missing(segments.chain([history]))?;
+    let missing = spool.missing(segments.chain([history]));
     if missing.is_empty() {
         return Ok(());
     }

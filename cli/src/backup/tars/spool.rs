@@ -1,7 +1,8 @@
-//! WAL that lies in the tars: kept as files until the backup's range is known, and only what the archive lacks.
+//! WAL that lies in the tars: kept as files until the backup's range is known.
 //!
 //! `pg_basebackup -X fetch` puts the segments into the base's tar behind everything else, `-X stream` into `pg_wal.tar`.
-//! Neither is on the list of files, so nothing of them is believed before the range is: the archive proves each.
+//! Neither is on the list of files, so nothing of them is believed before the range is: the archive proves each, and what
+//! it has already under the same name must be the same.
 //!
 //! The directory is locked for as long as somebody works in it. One that is not was left by a run that was killed, and the
 //! next run removes it.
@@ -14,7 +15,6 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use engine::Error;
 use engine::format::repository::{WAL_SEGMENT_BYTES_MAX, WAL_SEGMENT_BYTES_MIN};
-use engine::wal::WalArchive;
 use engine::wal::name::WalFile;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 
@@ -33,12 +33,11 @@ pub(super) struct Spool {
     _directory: tempfile::TempDir,
     segments: PathBuf,
     _lock: File,
-    archive: Option<WalArchive>,
 }
 
 impl Spool {
-    /// `archive` is the cluster's, if the repository has it already.
-    pub(super) fn create(archive: Option<WalArchive>) -> Result<Self> {
+    /// An empty one, in `TMPDIR` or `/var/tmp`.
+    pub(super) fn create() -> Result<Self> {
         let place = scratch_directory();
         sweep(&place);
         let directory = tempfile::Builder::new().prefix(PREFIX).tempdir_in(&place);
@@ -48,7 +47,7 @@ impl Spool {
         let _ = flock(&lock, FlockOperation::NonBlockingLockExclusive);
         let segments = directory.path().join(SEGMENTS);
         std::fs::create_dir(&segments).map_err(|cause| Error::io("make", &segments, cause))?;
-        Ok(Self { _directory: directory, segments, _lock: lock, archive })
+        Ok(Self { _directory: directory, segments, _lock: lock })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -61,11 +60,6 @@ impl Spool {
         let parsed = WalFile::parse(name, WAL_SEGMENT_BYTES_MIN);
         let is_wal = matches!(parsed, Some(WalFile::Segment(_) | WalFile::History(_)));
         if !is_wal || !matches!(member.kind, Kind::File) || member.bytes > WAL_SEGMENT_BYTES_MAX {
-            return Ok(());
-        }
-        if let Some(archive) = &self.archive
-            && archive.contains(name)?
-        {
             return Ok(());
         }
         let path = self.path().join(name);
@@ -81,16 +75,9 @@ impl Spool {
         Ok(())
     }
 
-    /// Which of `names` neither the archive nor this has.
-    pub(super) fn missing(&self, names: impl Iterator<Item = String>) -> Result<BTreeSet<String>> {
-        let mut missing = BTreeSet::new();
-        for name in names {
-            let archived = self.archive.as_ref().map_or(Ok(false), |archive| archive.contains(&name))?;
-            if !archived && !self.path().join(&name).exists() {
-                missing.insert(name);
-            }
-        }
-        Ok(missing)
+    /// Which of `names` are not here.
+    pub(super) fn missing(&self, names: impl Iterator<Item = String>) -> BTreeSet<String> {
+        names.filter(|name| !self.path().join(name).exists()).collect()
     }
 
     /// Keeps the segments called `names` of the tar of a whole `pg_wal`.
