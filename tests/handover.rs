@@ -193,6 +193,8 @@ fn what_is_in_the_way_at_the_end_is_told_and_a_retry_goes_on() -> Result<()> {
     let stopped = world.pghydrant.run(["promote", &id])?.expect_code(6)?;
     stopped.expect_stderr(&[&directory, "is not empty any more", "hint: "])?;
     assert_eq!(fs::read_to_string(elsewhere.join("postgresql.conf"))?, "somebody's\n");
+    let own = fs::read_to_string(target.join("postgresql.conf"))?;
+    ensure!(!own.contains(&directory), "it includes somebody else's configuration:\n{own}");
     fs::remove_file(elsewhere.join("postgresql.conf"))?;
     fs::write(&unit, "somebody's\n")?;
     world.pghydrant.run(["retry", &id])?.expect_code(6)?.expect_stderr(&[&file, "hint: "])?;

@@ -34,6 +34,10 @@ impl Restore<'_> {
         let Some(originals) = self.session.journal.originals.clone() else {
             anyhow::bail!("the journal of session {} does not say how the configuration was", self.session.journal.id);
         };
+        if let Some(placed) = &self.plan().handover.configuration {
+            // From the revert on our configuration includes what stands there: by then nobody else's does.
+            self.configuration()?.claim_elsewhere(placed)?;
+        }
         instance.stop(StopMode::Fast, STOP_PATIENCE)?;
         let Reverted { kept, changed_meanwhile, altered } = self.configuration()?.revert(&originals)?;
         if self.plan().adopt {

@@ -35,6 +35,12 @@ const MARK: &str = ".pghydrant-session";
 const FILES_MAX: usize = 1000;
 
 impl Configuration<'_> {
+    /// Marks the directory as ours, before anything names it.
+    pub(in crate::restore) fn claim_elsewhere(&self, placed: &Placed) -> anyhow::Result<()> {
+        let (plan, id) = (self.plan(), self.id());
+        if is_of(&placed.place.path, plan.data())? { Ok(()) } else { begin(placed, plan, id).map(drop) }
+    }
+
     /// Fills the directory, unless that is done.
     pub(in crate::restore) fn place_elsewhere(&self, placed: &Placed, owner: &Owner) -> anyhow::Result<()> {
         let (plan, id, to) = (self.plan(), self.id(), placed.place.path.as_path());
