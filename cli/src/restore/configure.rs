@@ -118,7 +118,7 @@ impl<'a> Configuration<'a> {
             self.write(AUTO, &auto)?;
         }
         let effective = |name: &str| effective(binaries, owner, self.plan.data(), name);
-        Isolation::of(&effective, &|name| conf::value_of(&auto, name).is_some()).map(Some)
+        Isolation::of(&effective, &|name| conf::value_of(&auto, name)).map(Some)
     }
 
     /// Edits the files for the recovery and puts its signal file in place. Can be done again after a crash anywhere
@@ -351,7 +351,8 @@ impl<'a> Configuration<'a> {
         if listed.len() <= SOCKET_DIRECTORY_BYTES_MAX && !listed.contains(&b',') {
             return directory;
         }
-        // Too long for a socket's path, or two of PostgreSQL's list. The name alone does not keep others out: `begin` makes it ours alone.
+        // Too long for a socket's path, or two of PostgreSQL's list. The name alone does not keep others out: `begin` makes
+        // it ours alone.
         PathBuf::from(format!("/tmp/.pghydrant-{}-{id}", plan.owner.uid))
     }
 

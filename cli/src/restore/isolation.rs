@@ -65,15 +65,15 @@ impl Default for Isolation {
 }
 
 impl Isolation {
-    /// Decides, from what PostgreSQL makes of the original's configuration. `in_auto` says which settings stand in
-    /// `postgresql.auto.conf`: there `ALTER SYSTEM RESET` takes the original's away together with ours.
+    /// Decides, from what PostgreSQL makes of the original's configuration. `in_auto` is what `postgresql.auto.conf` says of
+    /// a setting: where it says something, `ALTER SYSTEM RESET` takes the original's away together with ours.
     pub(crate) fn of(
         effective: &dyn Fn(&str) -> anyhow::Result<String>,
-        in_auto: &dyn Fn(&str) -> bool,
+        in_auto: &dyn Fn(&str) -> Option<String>,
     ) -> anyhow::Result<Self> {
         let mut isolation = Self::default();
         let literal = |value: &str| format!("'{}'", value.replace('\'', "''"));
-        let lifted_by = |name: &str, was: &str| match in_auto(name) && name != SECRET {
+        let lifted_by = |name: &str, was: &str| match in_auto(name).is_some() && name != SECRET {
             // One literal would become one library of that name.
             true if name == PRELOADED => {
                 let each: Vec<String> = machine::library_names(was).iter().map(|name| literal(name)).collect();
@@ -106,11 +106,10 @@ impl Isolation {
         }
         if names.iter().any(|name| machine::library_stem(name) == WORKERS.0) {
             let name = WORKERS.1;
-            isolation.switched_off.push(SwitchedOff {
-                name: name.to_owned(),
-                was: None,
-                lifted_by: format!("ALTER SYSTEM RESET {name}"),
-            });
+            // Without its library PostgreSQL does not know the setting, and only the file tells what it was.
+            let was = in_auto(name);
+            let lifted_by = lifted_by(name, was.as_deref().unwrap_or_default());
+            isolation.switched_off.push(SwitchedOff { name: name.to_owned(), was, lifted_by });
             isolation.settings.push((name.to_owned(), "0".to_owned()));
         }
         Ok(isolation)
@@ -204,6 +203,10 @@ mod tests {
     use super::*;
 
     fn isolation(settings: &[(&str, &str)], in_auto: &[&str]) -> Isolation {
+        let of_auto = |name: &str| {
+            let found = settings.iter().find(|(known, _)| *known == name).filter(|_| in_auto.contains(&name));
+            found.map(|(_, value)| (*value).to_owned())
+        };
         let effective = |name: &str| {
             let usual = match name {
                 "max_logical_replication_workers" => "4",
@@ -213,7 +216,7 @@ mod tests {
             let found = settings.iter().find(|(known, _)| *known == name);
             Ok(found.map_or(usual, |(_, value)| value).to_owned())
         };
-        Isolation::of(&effective, &|name| in_auto.contains(&name)).unwrap()
+        Isolation::of(&effective, &of_auto).unwrap()
     }
 
     fn off(isolation: &Isolation) -> Vec<(&str, Option<&str>, &str)> {
@@ -247,6 +250,24 @@ mod tests {
         );
         assert!(!serde_json::to_string(&found).unwrap().contains("secret"));
         assert_eq!(found.settings, Isolation::default().settings);
+    }
+
+    #[test]
+    fn what_stood_in_the_file_that_we_write_is_brought_back_as_it_was() {
+        let settings = [
+            ("shared_preload_libraries", "timescaledb, pg_cron"),
+            ("timescaledb.max_background_workers", "16"),
+            ("max_logical_replication_workers", "0"),
+        ];
+        let found = isolation(&settings, &["shared_preload_libraries", "timescaledb.max_background_workers"]);
+        let lifted: Vec<&str> = off(&found).iter().map(|(_, _, lifted_by)| *lifted_by).collect();
+        assert_eq!(
+            lifted,
+            [
+                "ALTER SYSTEM SET shared_preload_libraries = 'timescaledb', 'pg_cron'",
+                "ALTER SYSTEM SET timescaledb.max_background_workers = '16'"
+            ]
+        );
     }
 
     #[test]
