@@ -204,6 +204,21 @@ fn a_delta_into_another_cluster_or_into_no_cluster_is_refused_and_touches_nothin
     ensure!(refused.stderr.contains("is used by another server"), "{refused}");
     assert_eq!(world.cluster.sql("SELECT count(*) FROM there")?, "100");
     ensure!(open_sessions(&world.pghydrant)?.is_empty(), "a session is open");
+    // A disk that somebody has mounted there since.
+    if tools::is_root() {
+        world.cluster.stop("fast")?;
+        let mounted = world.scratch.directory("mounted")?;
+        fs::write(mounted.join("precious"), "kept")?;
+        let within = world.cluster.data.join("dumps and more");
+        fs::create_dir(&within)?;
+        Run::new("mount").arg("--bind").arg(&mounted).arg(&within).succeed()?;
+        let refused = world.restore_to(&world.cluster.data, &arguments);
+        Run::new("umount").arg(&within).succeed()?;
+        refused?.expect_code(3)?.expect_stderr(&["dumps and more is a mount point", "hint: "])?;
+        assert_eq!(fs::read_to_string(mounted.join("precious"))?, "kept");
+        fs::remove_dir(&within)?;
+        world.cluster.start()?;
+    }
     // Nothing there to compare with: an ordinary restore.
     let to = [&arguments[..], &["--no-start", "--backup", "latest"]].concat();
     let elsewhere = format!("fast={}", world.scratch.join("elsewhere").display());

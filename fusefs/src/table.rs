@@ -58,11 +58,16 @@ pub enum Health {
     Failing(io::Error),
 }
 
-/// The topmost mount at `mountpoint`, which must be absolute and resolved (see [`resolve`]).
-pub fn mount_at(mountpoint: &Path) -> Result<Option<Mount>> {
+/// All mounts that this process sees, in the order in which they were made.
+pub fn mounts() -> Result<Vec<Mount>> {
     let path = "/proc/self/mountinfo";
     let table = std::fs::read(path).map_err(|cause| Error::io("read", path, cause))?;
-    Ok(table.split(|byte| *byte == b'\n').filter_map(parse).rfind(|mount| mount.mountpoint == mountpoint))
+    Ok(table.split(|byte| *byte == b'\n').filter_map(parse).collect())
+}
+
+/// The topmost mount at `mountpoint`, which must be absolute and resolved (see [`resolve`]).
+pub fn mount_at(mountpoint: &Path) -> Result<Option<Mount>> {
+    Ok(mounts()?.into_iter().rfind(|mount| mount.mountpoint == mountpoint))
 }
 
 /// `mountpoint` as the table has it: absolute, every link followed.

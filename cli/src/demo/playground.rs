@@ -453,8 +453,7 @@ fn signal_group_of(group: u32, signal: Signal) {
 }
 
 fn mounts_below(directory: &Path) -> Vec<PathBuf> {
-    let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let places = text.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
+    let places = fusefs::table::mounts().unwrap_or_default().into_iter().map(|mount| mount.mountpoint);
     places.filter(|place| place.starts_with(directory)).collect()
 }
 

@@ -7,6 +7,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use engine::format::file::FileKind;
 use engine::hydration::existing::{self, Held};
 use engine::hydration::{Layout, layout::Home};
 use engine::io::LocalDisk;
@@ -104,6 +105,7 @@ impl Existing {
         let overwritten = overwritten.filter(|(oid, path)| self.tablespaces.get(oid) == Some(path));
         let layout = Layout { data, tablespaces: overwritten.collect(), wal: self.wal.clone() };
         self.problems.extend(neighbours(&layout.data, self.wal.iter().chain(layout.tablespaces.values())));
+        self.problems.extend(mounted_within(&layout, &self.abandoned, backup)?);
         for (home, held) in existing::look(backup, &layout, &LocalDisk::new())? {
             let place = match home {
                 Home::Tablespace(oid) => Some(oid),
@@ -162,6 +164,33 @@ fn version_directory(data: &Path, backup: &Backup) -> anyhow::Result<Option<Stri
         }
     }
     Ok(None)
+}
+
+/// File systems that are mounted where a delta would remove: what is in them is no part of the cluster. One at a
+/// directory that the backup has, such as `pg_wal`, stays.
+fn mounted_within(layout: &Layout, abandoned: &[PathBuf], backup: &Backup) -> anyhow::Result<Vec<Problem>> {
+    let mut problems = Vec::new();
+    for place in fusefs::table::mounts()?.into_iter().map(|mount| mount.mountpoint) {
+        let mut goes = abandoned.iter().any(|directory| place.starts_with(directory));
+        for (home, root) in layout.homes() {
+            let Ok(below) = place.strip_prefix(root) else { continue };
+            let (Some(name), Some(below)) = (below.components().next(), below.to_str()) else { continue };
+            let of_the_backup = |below: &str| match home {
+                Home::Data => backup.manifest.file(below),
+                Home::Tablespace(oid) => backup.manifest.file(&format!("pg_tblspc/{oid}/{below}")),
+                Home::Wal => Ok(None),
+            };
+            // Beside PostgreSQL's directory in a tablespace, and in a WAL directory elsewhere, others' names are left alone.
+            let is_ours = home == Home::Data || of_the_backup(&name.as_os_str().to_string_lossy())?.is_some();
+            let stays = of_the_backup(below)?.is_some_and(|record| record.kind == FileKind::Directory);
+            goes |= is_ours && !stays;
+        }
+        if goes {
+            let what = format!("{} is a mount point: what is in it would be removed", place.display());
+            problems.push(Problem::new(what, "unmount it, or restore into another directory"));
+        }
+    }
+    Ok(problems)
 }
 
 /// Where a link leads in the end; nothing if it is none, or leads nowhere.
