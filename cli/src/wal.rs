@@ -3,6 +3,8 @@
 //! PostgreSQL believes their exit status and nothing else. `push` ends with 0 only once the segment is durable.
 //! `fetch` ends with 1 only where it is proven that there is no such file: PostgreSQL takes every status up to 125
 //! for the end of the WAL and opens the database there. Everything else ends above 125 (see [`crate::exit::Faults`]).
+//! Twice 1 means something else: to a standby, which asks again, that a segment is not there yet; to a server that
+//! waited at the end of the WAL, that this end stays ([`standby::is_behind_the_end`]).
 
 use std::path::{Path, PathBuf};
 

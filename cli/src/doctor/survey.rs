@@ -123,7 +123,9 @@ fn newest(arguments: &Arguments, context: &Context) -> Option<Result<Newest, Str
         let needs = restore::survey::needs(&backup.info, &restore::survey::contents(&backup)?, true);
         let chosen = context.settings.get("pg_bin", None).map(|(path, _)| PathBuf::from(path));
         let programs = Binaries::find(chosen.as_deref(), Some(backup.info.server.version_num / 10_000));
-        let found = machine::look(programs.as_ref().ok(), &needs);
+        let mut found = machine::look(programs.as_ref().ok(), &needs);
+        // The original may run here and have them: on the day of the restore they are free.
+        found.memory.huge_pages_free = found.memory.huge_pages;
         let programs = programs.map(drop).map_err(|error| format!("{error:#}"));
         Ok(Some(Newest { label: label.to_string(), programs, needs, found }))
     };

@@ -9,6 +9,9 @@
 //! The first question may be of the server's reading ahead, which is at most one buffer in front of the replay, and which
 //! asks again only when the replay has caught up; so a segment that was absent three times comes after a replay of
 //! everything before it. Where the WAL ends inside a segment, the server brings that one again and again instead.
+//!
+//! Once it waits there, that end is the one that was restored to: [`mark_end`] keeps what is archived since from every later
+//! start, until `retarget` moves it on.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
