@@ -21,12 +21,7 @@ fn archived() -> Result<(World, Vec<String>)> {
         world.mark(name)?;
         world.cluster.archive_wal()?;
     }
-    let wal = world.repository.path().join("clusters/main/wal/00000001");
-    let mut segments: Vec<String> = fs::read_dir(&wal)?
-        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
-        .collect::<Result<_>>()?;
-    segments.retain(|name| name.len() == 24);
-    segments.sort();
+    let segments = world.repository.segments()?;
     ensure!(segments.len() >= 3, "{segments:?}");
     Ok((world, segments))
 }
@@ -44,7 +39,7 @@ fn push(world: &World, path: &Path) -> Result<Finished> {
 }
 
 fn object(world: &World, name: &str) -> PathBuf {
-    world.repository.path().join("clusters/main/wal/00000001").join(name)
+    world.repository.wal().join(name)
 }
 
 #[test]
@@ -167,7 +162,7 @@ fn an_archive_that_cannot_be_read_is_a_fault_for_an_ordinary_user() -> Result<()
     unreadable(&world.repository.path().join("pghydrant.json"))?;
     unreadable(&world.repository.path().join("clusters/main"))?;
     unreadable(&world.repository.path().join("clusters/main/wal"))?;
-    unreadable(&world.repository.path().join("clusters/main/wal/00000001"))
+    unreadable(&world.repository.wal())
 }
 
 /// The promise itself, with PostgreSQL as the judge: whatever happens to a segment in the middle of the archive, a
@@ -182,7 +177,7 @@ fn postgresql_never_opens_early() -> Result<()> {
         world.mark(name)?;
         world.cluster.archive_wal()?;
     }
-    let segments = segments_of(&world)?;
+    let segments = world.repository.segments()?;
     let middle = object(&world, &segments[segments.len() - 2]);
     let target = world.target();
     world.repository.restore(&target, &["--no-start", "--source", "blocks"])?.expect_code(0)?;
@@ -203,15 +198,6 @@ fn postgresql_never_opens_early() -> Result<()> {
     })?;
     assert_eq!(marks(&server)?, "a,b,before,c");
     Ok(())
-}
-
-fn segments_of(world: &World) -> Result<Vec<String>> {
-    let mut segments: Vec<String> = fs::read_dir(world.repository.path().join("clusters/main/wal/00000001"))?
-        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
-        .collect::<Result<_>>()?;
-    segments.retain(|name| name.len() == 24);
-    segments.sort();
-    Ok(segments)
 }
 
 /// A server on a copy of `pristine` whose `restore_command` is ours, without any of the WAL at hand.

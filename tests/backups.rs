@@ -203,7 +203,7 @@ fn a_gap_before_the_first_backup_is_no_finding() -> Result<()> {
     let last = world.cluster.sql(&last)?;
     world.cluster.archive_wal()?;
     world.cluster.archive_wal()?;
-    let wal = world.repository.path().join("clusters/main/wal/00000001");
+    let wal = world.repository.wal();
     fs::remove_file(wal.join(&last))?;
     let verify = || world.pghydrant.run(["verify", "--repo", &world.repository.shown()]);
     let verified = verify()?.expect_code(0)?;
@@ -230,13 +230,8 @@ fn show_names_gaps_and_the_recovery_window() -> Result<()> {
     let one = show(&[&label])?;
     assert!(one.stdout.contains(&label), "{one}");
 
-    let wal = world.repository.path().join("clusters/main/wal/00000001");
-    let mut segments: Vec<String> = Vec::new();
-    for entry in fs::read_dir(&wal)? {
-        segments.push(entry?.file_name().to_string_lossy().into_owned());
-    }
-    segments.retain(|name| name.len() == 24);
-    segments.sort();
+    let wal = world.repository.wal();
+    let segments = world.repository.segments()?;
     let gap = &segments[segments.len() - 2];
     fs::remove_file(wal.join(gap))?;
     let with_gap = show(&[])?;

@@ -103,9 +103,7 @@ fn what_a_crash_left_of_a_file_that_was_being_written_goes() -> Result<()> {
     let world = World::new(8)?;
     world.backup()?;
     let target = world.target();
-    let to = target.display().to_string();
-    let arguments = world.repository.arguments(&["restore"], &["--to", &to, "--no-start"]);
-    let running = world.pghydrant.start(arguments)?;
+    let running = world.start_copy()?;
     process::wait_until("the outline", Duration::from_secs(120), || Ok(target.join("pg_wal").exists()))?;
     let killed = running.kill()?;
     ensure!(!target.join("global/pg_control").exists(), "the kill came too late\n{killed}");
@@ -188,11 +186,9 @@ fn a_cancelled_restore_leaves_no_trace() -> Result<()> {
     let world = World::new(4)?;
     world.backup()?;
     let target = world.target();
-    let to = target.display().to_string();
     let mut cancelled = 0;
     for moment in [None, Some(100), Some(250), Some(400), Some(700)] {
-        let arguments = world.repository.arguments(&["restore"], &["--to", &to, "--no-start"]);
-        let running = world.pghydrant.start(arguments)?;
+        let running = world.start_copy()?;
         if let Some(milliseconds) = moment {
             std::thread::sleep(Duration::from_millis(milliseconds));
         } else {
@@ -220,9 +216,7 @@ fn an_interrupted_restore_ends_with_130_and_can_be_retried() -> Result<()> {
     let world = World::new(8)?;
     world.backup()?;
     let target = world.target();
-    let to = target.display().to_string();
-    let arguments = world.repository.arguments(&["restore"], &["--to", &to, "--no-start"]);
-    let running = world.pghydrant.start(arguments)?;
+    let running = world.start_copy()?;
     process::wait_until("the copy", Duration::from_secs(120), || Ok(target.join("base").exists()))?;
     running.signal(rustix::process::Signal::INT)?;
     let finished = running.wait()?;

@@ -69,9 +69,8 @@ fn a_mount_server_that_is_killed_stops_the_copy_and_a_retry_finishes_it() -> Res
     fs::remove_dir_all(&target)?;
 
     let mut stopped = 0;
-    let to = target.display().to_string();
     for milliseconds in [0, 5, 10, 20, 40, 80, 120, 160] {
-        let running = world.pghydrant.start(world.repository.arguments(&["restore"], &["--to", &to, "--no-start"]))?;
+        let running = world.start_copy()?;
         wait_until("the target", Duration::from_secs(120), || Ok(target.exists()))?;
         std::thread::sleep(Duration::from_millis(milliseconds));
         let servers = mount_servers(world.scratch.path())?;
@@ -108,10 +107,9 @@ fn both_killed_in_the_copy_leave_no_process_and_no_mount_that_a_retry_or_a_cance
     world.backup()?;
     world.cluster.stop("fast")?;
     let target = world.target();
-    let to = target.display().to_string();
     let mut open = 0;
     for (round, verb) in ["retry", "cancel", "retry", "cancel"].into_iter().enumerate() {
-        let running = world.pghydrant.start(world.repository.arguments(&["restore"], &["--to", &to, "--no-start"]))?;
+        let running = world.start_copy()?;
         wait_until("the target", Duration::from_secs(120), || Ok(target.exists()))?;
         std::thread::sleep(Duration::from_millis(30));
         let (restore, servers) = (running.pid(), mount_servers(world.scratch.path())?);

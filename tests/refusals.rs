@@ -161,13 +161,8 @@ fn a_missing_segment_is_refused_by_name() -> Result<()> {
         world.mark(name)?;
         world.cluster.archive_wal()?;
     }
-    let wal = world.repository.path().join("clusters/main/wal/00000001");
-    let mut segments: Vec<String> = Vec::new();
-    for entry in fs::read_dir(&wal)? {
-        segments.push(entry?.file_name().to_string_lossy().into_owned());
-    }
-    segments.retain(|name| name.len() == 24);
-    segments.sort();
+    let wal = world.repository.wal();
+    let segments = world.repository.segments()?;
     let gap = segments[segments.len() - 2].clone();
     fs::rename(wal.join(&gap), world.scratch.join("gap"))?;
     let refusals = Refusals { world };

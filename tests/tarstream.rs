@@ -112,7 +112,7 @@ fn a_tar_with_the_wal_of_another_history_is_refused() -> Result<()> {
     let segment =
         shell(&world, &format!("tar -tf '{}' | grep '^pg_wal/0*[0-9A-F]\\{{24\\}}$' | tail -n 1", saved.display()));
     let segment = segment.succeed()?.stdout.trim().trim_start_matches("pg_wal/").to_owned();
-    let archived = world.repository.path().join("clusters/main/wal/00000001").join(&segment);
+    let archived = world.repository.wal().join(&segment);
     let other = world.scratch.join(&segment);
     let shown = other.display().to_string();
     world.pghydrant.succeed(world.repository.arguments(&["wal", "fetch"], &[&segment, &shown]))?;

@@ -63,6 +63,20 @@ impl Repository {
         self.pghydrant.run(self.arguments(&["restore"], &arguments))
     }
 
+    /// Where the WAL of the cluster's first timeline lies.
+    pub fn wal(&self) -> PathBuf {
+        self.path.join("clusters/main/wal/00000001")
+    }
+
+    /// The names of that timeline's segments, in order.
+    pub fn segments(&self) -> Result<Vec<String>> {
+        let names = fs::read_dir(self.wal())?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+        let mut segments: Vec<String> = names.collect::<Result<_>>()?;
+        segments.retain(|name| name.len() == 24);
+        segments.sort();
+        Ok(segments)
+    }
+
     /// All files below the repository, relative, sorted.
     pub fn files(&self) -> Result<Vec<PathBuf>> {
         super::compare::files_below(&self.path)

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::cluster::free_port;
 use super::tools::postgres_bin_of;
-use super::{Cluster, Context, Finished, Instance, Pghydrant, Repository, Result, Scratch};
+use super::{Cluster, Context, Finished, Instance, Pghydrant, Repository, Result, Running, Scratch};
 
 /// The cluster, the repository, and the directory that holds both. Gone in that order.
 pub struct World {
@@ -77,6 +77,12 @@ impl World {
         let port = free_port()?.to_string();
         let port: &[&str] = if arguments.contains(&"--no-start") { &[] } else { &["--port", &port] };
         self.repository.restore(to, &[port, arguments].concat())
+    }
+
+    /// `restore --to TARGET --no-start`, under way.
+    pub fn start_copy(&self) -> Result<Running> {
+        let to = self.target().display().to_string();
+        self.pghydrant.start(self.repository.arguments(&["restore"], &["--to", &to, "--no-start"]))
     }
 
     /// Inserts a row named `mark` into the table `marks`, in a transaction of its own; its XID.

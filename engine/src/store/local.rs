@@ -6,37 +6,36 @@
 //! What root writes belongs to the owner of the store's directory: a backup that root makes must not keep the
 //! server's `archive_command` from writing beside it.
 //!
-//! That owner could put a link in the place of any directory and have root write elsewhere. So the way to the store's
-//! directory may have links, it is the operator's; below it names are made, replaced and removed only within directories
-//! that were opened without following one. Reading follows links: it gives nothing away, and a repository that somebody
-//! has spread over disks can at least be restored from.
-//!
-//! Always true: what is given to the store's owner was made by us, a moment ago, within the store.
+//! How names below the store's directory are opened and made, whatever lies in their place: [`within`].
 
 use std::collections::{HashMap, HashSet};
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
-use std::path::{Component, Path, PathBuf};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid};
+use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
 
 use super::{Entry, Existing, Store, Upload};
+use crate::io::Root;
 use crate::io::durable::{self, Directory};
-use crate::io::{Place, Root, open_below};
 use crate::{Error, Result};
+use within::{
+    DIRECTORY_MODE, MARK_MODE, check, hand_over, hand_over_directory, is_missing, make_way, open_directory,
+    open_lock_file, open_to_read, split,
+};
+
+#[cfg(test)]
+mod tests;
+mod within;
 
 /// Files kept open for reading. A process may commonly open 1024, and has other uses for them.
 const OPEN_FILES_MAX: usize = 256;
 /// The repository holds all of the database: nothing for others.
 const FILE_MODE: u32 = 0o640;
-const DIRECTORY_MODE: u32 = 0o750;
-/// Marks a directory that root makes until it is given away: sticky, and nothing for others. Nobody makes such.
-const MARK_MODE: u32 = 0o1000;
 /// Ends the name of an upload that is under way; see [`durable::create_beside`].
 const UPLOAD_SUFFIX: &str = ".part";
 
@@ -268,116 +267,6 @@ impl Store for LocalStore {
     }
 }
 
-/// The key as a relative path, without a way out of the store.
-fn check(key: &str) -> Result<&Path> {
-    let path = Path::new(key);
-    let plain = !key.is_empty() && path.components().all(|part| matches!(part, Component::Normal(_)));
-    if plain { Ok(path) } else { Err(Error::Refused(format!("\"{key}\" is not a key of a store"))) }
-}
-
-/// The directory of a key, and the name in it.
-fn split(path: &Path) -> Result<(&Path, &OsStr)> {
-    let split = path.parent().zip(path.file_name());
-    split.ok_or_else(|| Error::Refused(format!("\"{}\" is not a key of a store", path.display())))
-}
-
-fn is_missing(error: &Error) -> bool {
-    error.raw_os_error() == Some(libc::ENOENT)
-}
-
-/// Makes the directory `path`, and those above it, durably. It is where the operator says, through whatever links.
-fn make_way(path: &Path) -> Result<()> {
-    let parent = path.parent().unwrap_or(path);
-    if path.as_os_str().is_empty() || path.is_dir() {
-        return Ok(());
-    }
-    make_way(parent)?;
-    match std::fs::DirBuilder::new().mode(DIRECTORY_MODE).create(path) {
-        Err(cause) if cause.kind() != io::ErrorKind::AlreadyExists => Err(Error::io("create", path, cause)),
-        _ => durable::sync_directory(parent),
-    }
-}
-
-/// Opens a directory of the store, for changing what is in it.
-fn open_directory(place: Place<'_>) -> Result<Directory> {
-    match open_below(place, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()) {
-        Ok(directory) => Ok(Directory::new(directory, place.full())),
-        Err(cause @ (Errno::LOOP | Errno::NOTDIR)) => Err(link_in(place).map_or_else(
-            || Error::io("open", place.full(), cause),
-            |link| {
-                let why = "within a repository nothing is written through links";
-                Error::Refused(format!("{} is a symbolic link, and {why}", link.display()))
-            },
-        )),
-        Err(cause) => Err(Error::io("open", place.full(), cause)),
-    }
-}
-
-/// The link on the way to `place`: for people.
-fn link_in(place: Place<'_>) -> Option<PathBuf> {
-    let mut path = place.root.path().to_owned();
-    place.path.components().find_map(|component| {
-        path.push(component);
-        path.is_symlink().then(|| path.clone())
-    })
-}
-
-/// Gives a directory to the owner of the store, if it is the one that root has just made and not another that somebody was
-/// quick to put in its place.
-fn hand_over_directory(root: &Root, directory: &Directory) -> Result<()> {
-    let failed = |cause| Error::io("change the mode of", directory.path(), cause);
-    let found = rustix::fs::fstat(directory).map_err(failed)?;
-    if found.st_uid != 0 || found.st_mode & (MARK_MODE | 0o007) != MARK_MODE {
-        return Ok(());
-    }
-    rustix::fs::fchmod(directory, Mode::from_raw_mode(found.st_mode & 0o777)).map_err(failed)?;
-    hand_over(root, directory, directory.path())
-}
-
-/// Gives what root has just made in the store to the owner of the store.
-fn hand_over(root: &Root, made: impl AsFd, path: &Path) -> Result<()> {
-    if !rustix::process::geteuid().is_root() {
-        return Ok(());
-    }
-    let owner = rustix::fs::fstat(root).map_err(|cause| Error::io("look at", root.path(), cause))?;
-    let (uid, gid) = (Uid::from_raw(owner.st_uid), Gid::from_raw(owner.st_gid));
-    let given = rustix::fs::fchown(made, Some(uid), Some(gid));
-    given.map_err(|cause| Error::io("change the owner of", path, cause))
-}
-
-/// Opens a lock that is there. Not truncated: the text belongs to whoever holds it. The holder writes into it, so it must
-/// be this file's only name: what another leads to may be anything that root can write.
-fn open_lock_file(root: &Root, key: &Path) -> Result<File> {
-    let (parent, name) = split(key)?;
-    let directory = open_directory(root.at(parent))?;
-    let path = directory.path().join(name);
-    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = match rustix::fs::openat(&directory, name, flags, Mode::empty()) {
-        Ok(file) => File::from(file),
-        Err(Errno::LOOP) => return Err(Error::corrupt(&path, "a lock that is a symbolic link")),
-        Err(cause) => return Err(Error::io("open", &path, cause)),
-    };
-    refuse_unless_regular(&file, &path)?;
-    let names = file.metadata().map_err(|cause| Error::io("look at", &path, cause))?.nlink();
-    if names > 1 { Err(Error::corrupt(&path, "a lock that has other names")) } else { Ok(file) }
-}
-
-/// Opens a file of the store. A pipe in its place would else be waited for until somebody writes into it.
-fn open_to_read(path: &Path) -> Result<File> {
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = rustix::fs::open(path, flags, Mode::empty()).map_err(|cause| Error::io("open", path, cause))?;
-    let file = File::from(file);
-    refuse_unless_regular(&file, path).map(|()| file)
-}
-
-fn refuse_unless_regular(file: &File, path: &Path) -> Result<()> {
-    let metadata = file.metadata().map_err(|cause| Error::io("look at", path, cause))?;
-    if metadata.is_file() {
-        return Ok(());
-    }
-    Err(Error::corrupt(path, "it is no regular file"))
-}
-
 struct LocalUpload {
     /// For messages.
     path: PathBuf,
@@ -484,172 +373,5 @@ impl OpenFiles {
 
     fn forget(&mut self, key: &str) {
         self.files.remove(key);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-
-    use super::*;
-    use crate::store::conformance;
-
-    #[test]
-    fn a_local_directory_conforms() {
-        let directory = tempfile::tempdir().unwrap();
-        conformance::run(&|name| Box::new(LocalStore::new(directory.path().join(name))));
-    }
-
-    #[test]
-    fn a_directory_whose_maker_was_killed_is_named_durably_before_anything_in_it_is_promised() {
-        thread_local!(static SYNCED: std::cell::RefCell<Vec<PathBuf>> = const { std::cell::RefCell::new(Vec::new()) });
-        let listen = |directory: &Directory| {
-            SYNCED.with_borrow_mut(|synced| synced.push(directory.path().to_owned()));
-            directory.sync()
-        };
-        let directory = tempfile::tempdir().unwrap();
-        let synced = || SYNCED.take().iter().filter(|path| **path == directory.path().join("wal")).count();
-        // What was left: made, and its name never synced.
-        std::fs::create_dir_all(directory.path().join("wal/00000001")).unwrap();
-        let store = || LocalStore { sync_directory: listen, ..LocalStore::new(directory.path()) };
-        let pushing = store();
-        pushing.put("wal/00000001/1", b"x", Existing::Refuse).unwrap();
-        assert_eq!(synced(), 1);
-        pushing.put("wal/00000001/2", b"x", Existing::Refuse).unwrap();
-        assert_eq!(synced(), 0, "once is enough");
-        // Another push of the same finds it there, and promises it as well.
-        store().settle("wal/00000001/1").unwrap();
-        assert_eq!(synced(), 1);
-    }
-
-    #[test]
-    fn what_root_writes_belongs_to_the_owner_of_the_store() {
-        if !rustix::process::geteuid().is_root() {
-            // Only root can give files away; everybody else has nothing to hand over.
-            return crate::left_out::leave_out(
-                "store::local::what_root_writes_belongs_to_the_owner_of_the_store",
-                "root",
-            );
-        }
-        let directory = tempfile::tempdir().unwrap();
-        std::os::unix::fs::chown(directory.path(), Some(12345), Some(54321)).unwrap();
-        let store = LocalStore::new(directory.path());
-        store.put("new/deep/key", b"x", Existing::Refuse).unwrap();
-        store.open_lock("locks/lock").unwrap();
-        for made in ["new", "new/deep", "new/deep/key", "locks", "locks/lock"] {
-            let metadata = std::fs::metadata(directory.path().join(made)).unwrap();
-            assert_eq!((metadata.uid(), metadata.gid()), (12345, 54321), "{made}");
-            assert_eq!(metadata.mode() & 0o7027, 0, "{made}");
-        }
-    }
-
-    #[test]
-    fn nothing_is_written_through_a_link_in_the_place_of_a_lock() {
-        let directory = tempfile::tempdir().unwrap();
-        let store = LocalStore::new(directory.path().join("repo"));
-        let victim = directory.path().join("victim");
-        std::fs::write(&victim, b"precious").unwrap();
-        drop(store.open_lock("locks/good").unwrap());
-        std::os::unix::fs::symlink(&victim, directory.path().join("repo/locks/link")).unwrap();
-        std::os::unix::fs::symlink("nowhere", directory.path().join("repo/locks/dangling")).unwrap();
-        std::fs::hard_link(&victim, directory.path().join("repo/locks/second")).unwrap();
-        std::fs::create_dir(directory.path().join("repo/locks/directory")).unwrap();
-        rustix::fs::mkfifoat(rustix::fs::CWD, directory.path().join("repo/locks/pipe"), 0o600.into()).unwrap();
-        for key in ["link", "dangling", "second", "pipe"] {
-            let refused = store.open_lock(&format!("locks/{key}")).unwrap_err();
-            assert!(matches!(refused, Error::Corrupt { .. }), "{key}: {refused}");
-        }
-        assert!(store.open_lock("locks/directory").is_err());
-        assert_eq!(std::fs::read(&victim).unwrap(), b"precious");
-        assert!(!directory.path().join("repo/locks/nowhere").exists());
-    }
-
-    #[test]
-    fn nothing_is_changed_through_a_link_in_the_place_of_a_directory() {
-        let place = tempfile::tempdir().unwrap();
-        let store = LocalStore::new(place.path().join("way/repo"));
-        store.put("locks/lock", b"", Existing::Refuse).unwrap();
-        let repo = place.path().join("way/repo");
-        let elsewhere = place.path().join("elsewhere");
-        std::fs::create_dir(&elsewhere).unwrap();
-        for name in ["lock", "victim", ".left.1.1.part"] {
-            std::fs::write(elsewhere.join(name), b"precious").unwrap();
-        }
-        std::fs::rename(repo.join("locks"), repo.join("old")).unwrap();
-        std::os::unix::fs::symlink(&elsewhere, repo.join("locks")).unwrap();
-
-        let message = format!("{} is a symbolic link", repo.join("locks").display());
-        let refused = [
-            store.open_lock("locks/lock").map(drop),
-            store.open_lock("locks/new").map(drop),
-            store.put("locks/key", b"x", Existing::Refuse),
-            store.put("locks/victim", b"x", Existing::Replace),
-            store.put("locks/deeper/key", b"x", Existing::Refuse),
-            store.remove("locks/victim"),
-            store.settle("locks/victim"),
-            store.sweep_uploads("locks").map(drop),
-        ];
-        for refused in refused {
-            let refused = refused.unwrap_err();
-            assert!(matches!(&refused, Error::Refused(text) if text.starts_with(&message)), "{refused}");
-        }
-        assert_eq!(std::fs::read_dir(&elsewhere).unwrap().count(), 3);
-        for name in ["lock", "victim", ".left.1.1.part"] {
-            assert_eq!(std::fs::read(elsewhere.join(name)).unwrap(), b"precious", "{name}");
-        }
-
-        // It can be read; and the way to the store is the operator's.
-        assert_eq!(store.get("locks/victim", 10).unwrap(), b"precious");
-        std::os::unix::fs::symlink(place.path().join("way"), place.path().join("other")).unwrap();
-        let store = LocalStore::new(place.path().join("other/repo"));
-        store.put("keys/key", b"x", Existing::Refuse).unwrap();
-        assert!(repo.join("keys/key").is_file());
-    }
-
-    #[test]
-    fn root_gives_nothing_away_that_it_did_not_make() {
-        if !rustix::process::geteuid().is_root() {
-            return crate::left_out::leave_out("store::local::root_gives_nothing_away_that_it_did_not_make", "root");
-        }
-        let directory = tempfile::tempdir().unwrap();
-        std::os::unix::fs::chown(directory.path(), Some(12345), Some(54321)).unwrap();
-        std::fs::create_dir(directory.path().join("locks")).unwrap();
-        std::fs::write(directory.path().join("locks/old"), b"root's").unwrap();
-        let store = LocalStore::new(directory.path());
-        store.open_lock("locks/old").unwrap();
-        store.put("locks/new", b"x", Existing::Refuse).unwrap();
-        // Nor a directory of root's that took the place of the one that was made.
-        let root = Root::open(directory.path()).unwrap();
-        hand_over_directory(&root, &open_directory(root.at("locks")).unwrap()).unwrap();
-        for (name, owner) in [("locks", 0), ("locks/old", 0), ("locks/new", 12345)] {
-            assert_eq!(std::fs::metadata(directory.path().join(name)).unwrap().uid(), owner, "{name}");
-        }
-    }
-
-    #[test]
-    fn what_is_no_file_is_damage_and_nobody_waits_for_it() {
-        let directory = tempfile::tempdir().unwrap();
-        let store = LocalStore::new(directory.path());
-        rustix::fs::mkfifoat(rustix::fs::CWD, directory.path().join("pipe"), 0o600.into()).unwrap();
-        std::fs::create_dir(directory.path().join("directory")).unwrap();
-        for key in ["pipe", "directory"] {
-            assert!(matches!(store.get(key, 10), Err(Error::Corrupt { .. })), "{key}");
-            assert!(matches!(store.read_at(key, 0, &mut [0]), Err(Error::Corrupt { .. })), "{key}");
-        }
-    }
-
-    #[test]
-    fn more_files_than_may_be_open_are_all_readable() {
-        let directory = tempfile::tempdir().unwrap();
-        let store = LocalStore::new(directory.path());
-        for number in 0..OPEN_FILES_MAX + 10 {
-            store.put(&format!("many/{number}"), &number.to_le_bytes(), Existing::Refuse).unwrap();
-        }
-        for number in 0..OPEN_FILES_MAX + 10 {
-            let mut bytes = [0; 8];
-            store.read_at(&format!("many/{number}"), 0, &mut bytes).unwrap();
-            assert_eq!(bytes, number.to_le_bytes());
-        }
-        assert_eq!(store.open_files().files.len(), OPEN_FILES_MAX);
     }
 }

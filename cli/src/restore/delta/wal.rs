@@ -2,11 +2,11 @@
 //!
 //! A file counts if it is what its name says: the first page of a segment must have the cluster's identifier and the
 //! name's position, which a segment that was recycled for later has not. What waits for the archiver of a server whose
-//! `archive_command` names this repository goes into the archive, as `archive_command` would have sent it, and by the instance's user, to whom the
-//! archive belongs. The last segment, which is not complete, and whatever the archive does not take, is kept in the data
-//! directory; so is all WAL of a server that did not archive, a clone with a timeline of its own, say, which the next
-//! restore of the original would follow. A segment with nothing but the checkpoint of a clean shutdown holds no
-//! transaction, and goes.
+//! `archive_command` names this repository goes into the archive, as that command would have sent it, and by the
+//! instance's user, to whom the archive belongs. The last segment, which is not complete, and whatever the archive does
+//! not take, is kept in the data directory; so is all WAL of a server that did not archive, a clone with a timeline of its
+//! own, say, which the next restore of the original would follow. A segment with nothing but the checkpoint of a clean
+//! shutdown holds no transaction, and goes.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read as _};
@@ -144,8 +144,8 @@ pub(crate) fn not_archived(files: Vec<LocalFile>, archive: &WalArchive) -> anyho
     Ok(missing)
 }
 
-/// Archives what is meant for the archive, and keeps the rest in `directory`, durably. Can be done again: what was kept before and
-/// is in `pg_wal` no more stays, unless the server has made another segment of it since.
+/// Archives what is meant for the archive, and keeps the rest in `directory`, durably. Can be done again: what was kept
+/// before and is in `pg_wal` no more stays, unless the server has made another segment of it since.
 pub(super) fn save(
     plan: &Plan,
     files: Vec<LocalFile>,
