@@ -117,7 +117,9 @@ impl Listed {
         };
         for line in text.files {
             let expected = line.expected()?;
-            match (line.path, line.encoded) {
+            // `--manifest-force-encode` encodes names that need not be.
+            let decoded = || line.encoded.as_deref().and_then(unhex).and_then(|name| String::from_utf8(name).ok());
+            match (line.path.clone().or_else(decoded), line.encoded) {
                 (Some(path), _) => {
                     if listed.files.insert(path.clone(), expected).is_some() {
                         return Err(format!("it has {path} twice"));
@@ -289,6 +291,13 @@ fn hex(bytes: &[u8]) -> String {
     })
 }
 
+fn unhex(text: &str) -> Option<Vec<u8>> {
+    let digits: Option<Vec<u8>> =
+        text.chars().map(|digit| digit.to_digit(16).and_then(|digit| u8::try_from(digit).ok())).collect();
+    let digits = digits.filter(|digits| digits.len().is_multiple_of(2))?;
+    Some(digits.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]).collect())
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -315,6 +324,20 @@ mod tests {
         assert!(listed.compare("base/1/1", Some(&read(4, 0))).unwrap().contains("4 bytes, not 3"));
         assert_eq!(listed.compare("base/1/1", Some(&read(3, 9))), None, "it has no checksum");
         assert!(listed.compare("base/1/1", None).unwrap().contains("vanished"));
+    }
+
+    #[test]
+    fn a_name_that_was_encoded_without_need_is_like_any_other() {
+        let encode = |name: &str| BODY.replace("\"Path\": \"base/1/1\"", &format!("\"Encoded-Path\": \"{name}\""));
+        let list = |name: &str| Listed::parse(sealed(&encode(name)).as_bytes());
+        let listed = list("626173652f312f31").unwrap();
+        let read = Read { bytes: 4, crc32c: 0, modified: 0 };
+        assert!(listed.compare("base/1/1", Some(&read)).unwrap().contains("4 bytes, not 3"));
+        assert!(listed.encoded.is_empty());
+        for bad in ["ff", "6", "6g"] {
+            assert_eq!(list(bad).unwrap().encoded, [bad]);
+        }
+        assert!(list("50475f56455253494f4e").unwrap_err().contains("PG_VERSION twice"));
     }
 
     #[test]
