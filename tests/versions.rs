@@ -74,9 +74,9 @@ fn backed_up_and_restored(major: u32) -> Result<()> {
     world.cluster.sql("CREATE TABLE far (id int) TABLESPACE space; INSERT INTO far SELECT generate_series(1, 1000)")?;
     world.cluster.sql("CREATE UNLOGGED TABLE unlogged AS SELECT generate_series(1, 1000) AS id")?;
     world.mark("before")?;
-    let has_icu = world.cluster.number("SELECT count(*) FROM pg_collation WHERE collprovider = 'i'")? > 0;
+    // From PostgreSQL 16 on a build without ICU has a collation of it as well.
+    let has_icu = world.cluster.sql("CREATE COLLATION german (provider = icu, locale = 'de')").is_ok();
     if has_icu {
-        world.cluster.sql("CREATE COLLATION german (provider = icu, locale = 'de')")?;
         world.cluster.sql("CREATE INDEX ON marks (name COLLATE german)")?;
     }
     let load = world.cluster.pgbench_load()?;
