@@ -262,6 +262,7 @@ fn a_cluster_of_pg_createcluster_comes_back_beside_itself_in_debians_list() -> R
     // Dropped before the directory goes.
     let original = Listed { name: format!("pghydrant_original_{number}") };
     let copy = Listed { name: format!("pghydrant_copy_{number}") };
+    let later = Listed { name: format!("pghydrant_later_{number}") };
     let (data, sockets) = (scratch.join("data"), scratch.directory("s")?);
     fs::set_permissions(&sockets, fs::Permissions::from_mode(0o755))?;
     let port = cluster::free_port()?;
@@ -334,6 +335,16 @@ fn a_cluster_of_pg_createcluster_comes_back_beside_itself_in_debians_list() -> R
     copy.ctl("stop")?;
     pg_ctl(&target, "start", Path::new(&log))?;
     assert_eq!([of("config_file")?, of("work_mem")?], [shown(&target.join("postgresql.conf")), "7MB".to_owned()]);
+
+    // Left to systemd, which waits for the pid file: of a recovery that it starts itself, too.
+    let unstarted = scratch.join("unstarted");
+    let (laters_port, register) = (cluster::free_port()?.to_string(), format!("--register={}", later.name));
+    root.restore(&unstarted, &["--source", "blocks", "--no-start", "--port", &laters_port, &register])?
+        .expect_code(0)?;
+    later.ctl("start")?;
+    let pid_file = format!("/var/run/postgresql/{}-{}.pid", Listed::MAJOR, later.name);
+    let started = fs::read_to_string(unstarted.join("postmaster.pid"))?;
+    assert_eq!(fs::read_to_string(&pid_file).ok().as_deref().map(str::trim), started.lines().next(), "{pid_file}");
 
     assert_eq!(tree(&etc)?, before, "the original's configuration was touched");
     assert_eq!(running.sql("SHOW port")?, port.to_string());

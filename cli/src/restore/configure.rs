@@ -282,9 +282,11 @@ impl<'a> Configuration<'a> {
 
     /// `postgresql.auto.conf` has the last word, and would overrule a configuration elsewhere.
     fn led_elsewhere(&self, setting: Setting) -> anyhow::Result<Setting> {
-        let file = match (setting.name.as_str(), &self.plan.handover.configuration) {
-            ("hba_file", Some(placed)) => placed.place.path.join(HBA),
-            ("ident_file", Some(placed)) => placed.place.path.join(IDENT),
+        let Some(placed) = &self.plan.handover.configuration else { return Ok(setting) };
+        let file = match (setting.name.as_str(), &placed.cluster) {
+            ("hba_file", _) => placed.place.path.join(HBA),
+            ("ident_file", _) => placed.place.path.join(IDENT),
+            ("external_pid_file", Some(cluster)) => cluster.pid_file().into(),
             _ => return Ok(setting),
         };
         let value = file.to_str().context("the path of the configuration is not UTF-8")?;

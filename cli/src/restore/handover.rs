@@ -91,6 +91,13 @@ pub(crate) struct DebianCluster {
     pub(crate) name: String,
 }
 
+impl DebianCluster {
+    /// Its `external_pid_file`: systemd waits for this one, and `pg_ctlcluster` writes it only where no other is named.
+    pub(super) fn pid_file(&self) -> String {
+        format!("/var/run/postgresql/{}-{}.pid", self.major, self.name)
+    }
+}
+
 impl std::fmt::Display for DebianCluster {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} {}", self.major, self.name)

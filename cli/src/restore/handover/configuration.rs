@@ -62,9 +62,7 @@ impl Configuration<'_> {
             settings.push(Setting::new(setting, path(&to.join(name))?));
         }
         if let Some(cluster) = &placed.cluster {
-            // systemd waits for this one, and pg_ctlcluster writes it only where no other is named.
-            let file = format!("/var/run/postgresql/{}-{}.pid", cluster.major, cluster.name);
-            settings.push(Setting::new("external_pid_file", file));
+            settings.push(Setting::new("external_pid_file", cluster.pid_file()));
         }
         let chosen = |setting: &&Setting| !settings.iter().any(|ours| ours.name == setting.name);
         let chosen: Vec<Setting> = self.kept_in_conf().into_iter().filter(|setting| chosen(&setting)).collect();
