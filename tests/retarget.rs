@@ -150,6 +150,41 @@ fn what_cannot_be_reached_from_here_is_refused_before_anything_is_touched() -> R
 }
 
 #[test]
+fn wal_that_the_copy_has_behind_it_is_not_asked_for_again() -> Result<()> {
+    requires!(Postgres, Fuse);
+    let world = World::new(0)?;
+    world.mark("before")?;
+    world.backup()?;
+    world.mark("a")?;
+    world.cluster.archive_wal()?;
+    // Where it stops, the copy makes this checkpoint its own.
+    world.cluster.sql("CHECKPOINT")?;
+    world.mark("b")?;
+    world.cluster.sql("SELECT pg_create_restore_point('after_b')")?;
+    world.mark("c")?;
+    world.cluster.archive_wal()?;
+    let story = Story {
+        target: world.target(),
+        world,
+        lsn_after_a: String::new(),
+        time_after_a: String::new(),
+        xid_of_b: String::new(),
+        lsn_after_c: String::new(),
+    };
+    let id = story.wait_at("after_b", "shutdown")?;
+    let repository = &story.world.repository;
+    let segments = repository.segments()?;
+    ensure!(segments.len() >= 3, "{segments:?}");
+    for name in &segments[..segments.len() - 1] {
+        fs::remove_file(repository.wal().join(name))?;
+    }
+    story.retarget(&id, &["--action", "pause"])?.expect_code(0)?;
+    story.is_paused_with("a,b,before,c")?;
+    story.world.pghydrant.succeed(["cancel", &id])?;
+    Ok(())
+}
+
+#[test]
 fn a_crash_on_the_way_to_the_next_target_is_put_right_by_a_retry() -> Result<()> {
     requires!(Postgres, Fuse);
     let story = Story::tell()?;

@@ -263,7 +263,7 @@ impl Restore<'_> {
     }
 
     /// Where the replay begins: a server that recovered before goes on at its last restart point.
-    fn replay_start(&self, instance: &Instance) -> anyhow::Result<Lsn> {
+    pub(super) fn replay_start(&self, instance: &Instance) -> anyhow::Result<Lsn> {
         let control = instance.control()?;
         let again = matches!(control.state, State::ShutDownInRecovery | State::InArchiveRecovery);
         let start = self.backup.info.wal.start;

@@ -7,6 +7,7 @@
 //! starts the server and watches it. From the journal's word on, `retry` does the same.
 
 use engine::units::{Lsn, SessionId};
+use engine::wal::history::History;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
@@ -80,7 +81,7 @@ pub(crate) fn run(arguments: &Arguments, context: &Context) -> anyhow::Result<Ex
     };
     let step = context.output.step("validate");
     let restore = Restore::open(&mut session, context)?;
-    let aim = survey::aim(&request, &restore.backup.cluster)?;
+    let aim = survey::aim(&request, &restore.backup.cluster, restore.restart_point()?)?;
     let reached = restore.reached(&aim)?;
     let mut judged = preflight::judge_target(&request, &aim);
     if let Some(behind) = backward(&request, &aim, reached) {
@@ -135,6 +136,18 @@ fn refuse_unless_it_waits(session: &Session) -> anyhow::Result<()> {
 }
 
 impl Restore<'_> {
+    /// Where the server goes on, if the archive has no longer all WAL before that, which it does not need again. While it
+    /// has, all of it is looked at: what lies behind is then refused for that.
+    fn restart_point(&self) -> anyhow::Result<Option<Lsn>> {
+        let plan = self.plan();
+        let archive = self.backup.cluster.wal();
+        let timeline = plan.target.timeline;
+        let path = archive.history(timeline)?.unwrap_or_else(|| History::root(timeline));
+        let restart = self.replay_start(&recover::instance(plan)?)?;
+        let missing = archive.missing_between(self.backup.info.wal.start, &path, Some(restart))?;
+        Ok((!missing.is_empty()).then_some(restart))
+    }
+
     /// How far the server is: what it says, else what `pg_control` says of the data.
     fn reached(&self, aim: &Aim) -> anyhow::Result<Reached> {
         let instance = recover::instance(self.plan())?;

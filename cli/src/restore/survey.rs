@@ -20,7 +20,7 @@ use engine::blocks::Scratch;
 use engine::format::backup::BackupInfo;
 use engine::format::file::FileKind;
 use engine::repository::{Backup, Cluster};
-use engine::units::BackupLabel;
+use engine::units::{BackupLabel, Lsn};
 use engine::wal::history::History;
 use jiff::Timestamp;
 
@@ -45,7 +45,7 @@ pub(crate) use place::FileSystem;
 use place::look_at_place;
 pub(crate) use place::{Found, What};
 pub(crate) use wal::WalFacts;
-use wal::{histories, locate, wal_facts};
+use wal::{Known, histories, locate, wal_facts};
 
 /// Everything that was seen.
 #[derive(Debug)]
@@ -114,7 +114,7 @@ const INCLUDES_MAX: usize = 100;
 
 /// Looks at everything.
 pub(crate) fn look(request: &Request, cluster: &Cluster) -> anyhow::Result<Facts> {
-    let Aim { binaries, choice, mut wal, .. } = aim(request, cluster)?;
+    let Aim { binaries, choice, mut wal, .. } = aim(request, cluster, None)?;
     let backup = choice.as_ref().ok().map(|(info, _)| cluster.backup(&info.label)).transpose()?;
     let contents = backup.as_ref().map(contents).transpose()?.unwrap_or_default();
     let owner = owner(request, choice.as_ref().ok().map(|(info, _)| info));
@@ -182,14 +182,15 @@ pub(crate) struct Aim {
     pub(crate) wal: Result<WalFacts, String>,
 }
 
-/// Looks at the target, the backup that leads to it, and the WAL all the way.
-pub(crate) fn aim(request: &Request, cluster: &Cluster) -> anyhow::Result<Aim> {
+/// Looks at the target, the backup that leads to it, and the WAL all the way: from the backup's start, or `from` where a
+/// server goes on.
+pub(crate) fn aim(request: &Request, cluster: &Cluster, from: Option<Lsn>) -> anyhow::Result<Aim> {
     let backups = descriptions(cluster, request.backup.as_ref())?;
     let archive = cluster.wal();
     let histories = histories(&archive)?;
     let binaries = find_binaries(request.programs.as_deref(), request, &backups);
     let searcher = searcher(binaries.as_ref().ok(), request, &backups);
-    let place = locate(request, &backups, &histories, &archive, searcher.as_ref());
+    let place = locate(request, &backups, from, &histories, &archive, searcher.as_ref());
     let found_place = place.as_ref().ok().copied().flatten();
     let choice =
         choose::choose(&backups, request.backup.as_ref(), request.timeline, &request.goal, found_place, &histories)
@@ -200,7 +201,7 @@ pub(crate) fn aim(request: &Request, cluster: &Cluster) -> anyhow::Result<Aim> {
                 Goal::Xid(xid) => choose::ended_by(&backups, info, path, *xid),
                 _ => None,
             };
-            wal_facts(request, info, path, place, ended_by, &archive, searcher.as_ref())
+            wal_facts(request, info, path, Known { from, place, ended_by }, &archive, searcher.as_ref())
                 .map_err(|error| format!("{error:#}"))
         }
         (_, Err(error)) => Err(format!("{error:#}")),

@@ -49,6 +49,17 @@ pub(crate) struct WalFacts {
     pub(crate) created: Option<Vec<Created>>,
 }
 
+/// What is known before the archive is looked into.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Known {
+    /// Where the replay begins, if that is not the backup's start.
+    pub(super) from: Option<Lsn>,
+    /// Where the goal is, for a restore point.
+    pub(super) place: Option<Lsn>,
+    /// See [`WalFacts::ended_by`].
+    pub(super) ended_by: Option<Lsn>,
+}
+
 /// What looks into WAL; some packages of the server are without it.
 pub(super) const PG_WALDUMP: &str = "pg_waldump";
 
@@ -67,6 +78,7 @@ pub(super) fn histories(archive: &WalArchive) -> anyhow::Result<Histories> {
 pub(super) fn locate(
     request: &Request,
     backups: &[BackupInfo],
+    from: Option<Lsn>,
     histories: &Histories,
     archive: &WalArchive,
     binaries: Option<&Binaries>,
@@ -81,7 +93,8 @@ pub(super) fn locate(
         let chosen = choose::choose(std::slice::from_ref(info), None, request.timeline, &Goal::Latest, None, histories);
         let Ok(Choice { path, .. }) = chosen else { continue };
         let mut place = None;
-        scan(archive, binaries, &path, info.wal.start, until, Kind::RestorePoints, &mut |record| match record.event {
+        let start = from.unwrap_or(info.wal.start);
+        scan(archive, binaries, &path, start, until, Kind::RestorePoints, &mut |record| match record.event {
             Event::RestorePoint { name } if name == *wanted => {
                 place = Some(record.lsn);
                 ControlFlow::Break(())
@@ -150,12 +163,13 @@ pub(super) fn wal_facts(
     request: &Request,
     info: &BackupInfo,
     path: &History,
-    place: Option<Lsn>,
-    ended_by: Option<Lsn>,
+    known: Known,
     archive: &WalArchive,
     binaries: Option<&Binaries>,
 ) -> anyhow::Result<WalFacts> {
+    let Known { from, place, ended_by } = known;
     let segment_bytes = info.server.wal_segment_bytes;
+    let start = from.unwrap_or(info.wal.start);
     let mut end = None;
     for (timeline, left_at) in pieces(path) {
         // An abandoned timeline may go on far behind the place where this path left it.
@@ -174,9 +188,9 @@ pub(super) fn wal_facts(
         Goal::Xid(_) => ended_by.unwrap_or(info.wal.stop),
         Goal::Latest | Goal::Time(_) | Goal::Immediate => info.wal.stop,
     };
-    facts.missing = archive.missing_between(info.wal.start, path, Some(needed))?;
+    facts.missing = archive.missing_between(start, path, Some(needed))?;
     if let Some(end) = end.filter(|end| *end > needed) {
-        let all = archive.missing_between(info.wal.start, path, Some(end))?;
+        let all = archive.missing_between(start, path, Some(end))?;
         facts.gaps = all.into_iter().filter(|segment| !facts.missing.contains(segment)).collect();
     }
     if facts.unsearchable.is_some() {
@@ -189,18 +203,26 @@ pub(super) fn wal_facts(
     match &request.goal {
         Goal::Time(_) => {
             let until = facts.gaps.first().map(|gap| gap.start(segment_bytes)).or(end);
-            facts.last_transaction = last_transaction(archive, binaries, path, info.wal.start, until, segment_bytes)?;
+            facts.last_transaction = last_transaction(archive, binaries, path, start, until, segment_bytes)?;
             facts.searched = true;
         }
         Goal::Xid(xid) => {
             let short = u32::try_from(xid & 0xFFFF_FFFF).unwrap_or_default();
-            scan(archive, binaries, path, info.wal.stop, None, Kind::Transactions, &mut |record| match record.event {
-                Event::Commit { xid, .. } | Event::Abort { xid, .. } if xid == short => {
-                    facts.place = Some(record.lsn);
-                    ControlFlow::Break(())
-                }
-                _ => ControlFlow::Continue(()),
-            })?;
+            scan(
+                archive,
+                binaries,
+                path,
+                start.max(info.wal.stop),
+                None,
+                Kind::Transactions,
+                &mut |record| match record.event {
+                    Event::Commit { xid, .. } | Event::Abort { xid, .. } if xid == short => {
+                        facts.place = Some(record.lsn);
+                        ControlFlow::Break(())
+                    }
+                    _ => ControlFlow::Continue(()),
+                },
+            )?;
             facts.searched = true;
         }
         Goal::Name(_) => facts.searched = true,
@@ -212,12 +234,11 @@ pub(super) fn wal_facts(
         Goal::Name(_) | Goal::Xid(_) => facts.place,
         Goal::Latest | Goal::Time(_) => None,
     };
-    let mut created = created(archive, binaries, path, info.wal.start, until)?;
+    let mut created = created(archive, binaries, path, start, until)?;
     if let Goal::Time(moment) = &request.goal {
         let mut on_the_way = Vec::new();
         for tablespace in created {
-            let before =
-                last_transaction(archive, binaries, path, info.wal.start, Some(tablespace.lsn), segment_bytes)?;
+            let before = last_transaction(archive, binaries, path, start, Some(tablespace.lsn), segment_bytes)?;
             if before.is_none_or(|before| before <= *moment) {
                 on_the_way.push(tablespace);
             }
