@@ -93,5 +93,31 @@ fn a_target_before_the_backup_or_of_another_timeline_is_refused_in_so_many_words
             format!("hint: backup {label} is on timeline 1; histories in the archive: 2")
         ]
     );
+
+    // Of the branch there is only the history yet: PostgreSQL would replay the trunk to its end, and call it the branch.
+    let history = fs::read_to_string(branch.data.join("pg_wal/00000002.history"))?;
+    let left_at = history.split_whitespace().nth(1).context("no place")?;
+    let mut segments = Vec::new();
+    for entry in fs::read_dir(world.repository.path().join("clusters/main/wal/00000002"))? {
+        segments.push(entry?.path());
+    }
+    segments.retain(|path| path.file_name().is_some_and(|name| name.len() == 24));
+    segments.sort();
+    for path in &segments {
+        fs::remove_file(path)?;
+    }
+    let first = segments[0].file_name().unwrap_or_default().to_string_lossy();
+    assert_eq!(
+        refused(&[])?,
+        [
+            format!(
+                "error: timeline 2 left timeline 1 at {left_at}, and its WAL segment {first} is not in the archive: \
+                 PostgreSQL would follow timeline 1 instead"
+            ),
+            "hint: archive it with `pghydrant wal push`, or restore with --target-timeline 1, whose end is another"
+                .to_owned()
+        ]
+    );
+    world.restore_to(&world.target(), &["--source", "blocks", "--plan", "--target-timeline", "1"])?.expect_code(0)?;
     Ok(())
 }

@@ -44,8 +44,8 @@ pub(crate) use handover::UnitFacts;
 pub(crate) use place::FileSystem;
 use place::look_at_place;
 pub(crate) use place::{Found, What};
-pub(crate) use wal::WalFacts;
 use wal::{Known, histories, locate, wal_facts};
+pub(crate) use wal::{Unbegun, WalFacts};
 
 /// Everything that was seen.
 #[derive(Debug)]

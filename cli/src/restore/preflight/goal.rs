@@ -7,7 +7,7 @@ use engine::wal::history::History;
 use jiff::Timestamp;
 
 use super::super::moment;
-use super::super::survey::{Created, Location, WalFacts};
+use super::super::survey::{Created, Location, Unbegun, WalFacts};
 use super::super::target::{Action, Goal};
 use super::{Problem, Request};
 
@@ -98,6 +98,8 @@ impl Judge<'_> {
             );
         }
         if let Some(first) = facts.missing.first() {
+            let instead = facts.unbegun.as_ref().filter(|unbegun| unbegun.first == *first);
+            let instead = instead.map(|unbegun| format!("; or follow --target-timeline {}", unbegun.instead));
             return self.refuse(
                 format!(
                     "WAL segment {} is not in the archive, and {} in all are missing between the backup's start ({}) and the target",
@@ -105,7 +107,31 @@ impl Judge<'_> {
                     facts.missing.len(),
                     info.wal.start
                 ),
-                "archive them with `pghydrant wal push`, or choose another backup or an earlier target",
+                format!(
+                    "archive them with `pghydrant wal push`, or choose another backup or an earlier target{}",
+                    instead.unwrap_or_default()
+                ),
+            );
+        }
+        // What is proven to lie before the end of the archive lies before the place where PostgreSQL goes astray.
+        let unproven = matches!(goal, Goal::Time(_)) && facts.unsearchable.is_some();
+        if let Some(Unbegun { first, left, instead }) =
+            facts.unbegun.as_ref().filter(|_| *goal == Goal::Latest || unproven)
+        {
+            return self.refuse(
+                format!(
+                    "timeline {} left timeline {} at {}, and its WAL segment {} is not in the archive: PostgreSQL would \
+                     follow timeline {} instead",
+                    first.timeline,
+                    left.timeline,
+                    left.left_at,
+                    first.file_name(segment_bytes),
+                    left.timeline
+                ),
+                format!(
+                    "archive it with `pghydrant wal push`, or restore with --target-timeline {instead}, whose end is \
+                     another"
+                ),
             );
         }
         if let Some(reason) = &facts.unsearchable {

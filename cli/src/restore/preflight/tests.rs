@@ -2,13 +2,13 @@
 
 #![allow(clippy::unwrap_used)]
 use engine::units::{Lsn, SessionId, Timeline};
-use engine::wal::history::History;
+use engine::wal::history::{Ancestor, History};
 use engine::wal::name::SegmentName;
 use jiff::Timestamp;
 
 use std::path::{Path, PathBuf};
 
-use super::super::survey::{Contents, FileSystem, PortFacts, Size, WalFacts};
+use super::super::survey::{Contents, FileSystem, PortFacts, Size, Unbegun, WalFacts};
 use super::super::target::{Action, Goal, TimelineChoice};
 use super::*;
 use crate::postgres::owner::Owner;
@@ -203,6 +203,36 @@ fn wal_must_reach_the_target() {
     assert!(problems(&at(Goal::Time(moment)), &facts)[0].contains("is not before the last transaction"));
     assert_eq!(problems(&Request { exclusive: true, ..at(Goal::Time(moment)) }, &facts), [""; 0]);
     assert!(problems(&at(Goal::Xid(800)), &facts)[0].contains("transaction 800 is not in the WAL"));
+}
+
+#[test]
+fn a_timeline_that_has_not_begun_in_the_archive_is_not_followed_to_its_end() {
+    let mut facts = facts();
+    let unbegun = Unbegun {
+        first: SegmentName { timeline: Timeline(2), number: 3 },
+        left: Ancestor { timeline: Timeline(1), left_at: Lsn(0x300_0100) },
+        instead: Timeline(1),
+    };
+    let seen = WalFacts { end: Some(Lsn(0x300_0000)), unbegun: Some(unbegun), ..WalFacts::default() };
+    let at = |goal| Request { goal, ..request() };
+    let moment = Timestamp::from_second(NOW - 100).unwrap();
+    facts.wal = Ok(seen.clone());
+    let refused = judge(&request(), &facts).problems;
+    assert!(
+        refused[0].what.contains("left timeline 1 at 0/3000100") && refused[0].hint.contains("--target-timeline 1")
+    );
+    assert_eq!(problems(&at(Goal::Lsn(Lsn(0x2FF_0000))), &facts), [""; 0]);
+    assert_eq!(problems(&at(Goal::Immediate), &facts), [""; 0]);
+    // A time before a transaction that is known lies before the end.
+    let last = Timestamp::from_second(NOW - 99).ok();
+    facts.wal = Ok(WalFacts { searched: true, last_transaction: last, ..seen.clone() });
+    assert_eq!(problems(&at(Goal::Time(moment)), &facts), [""; 0]);
+    facts.wal = Ok(WalFacts { unsearchable: Some("no pg_waldump".to_owned()), archived: last, ..seen.clone() });
+    assert!(problems(&at(Goal::Time(moment)), &facts)[0].contains("left timeline 1"));
+    let missing = vec![SegmentName { timeline: Timeline(2), number: 3 }];
+    facts.wal = Ok(WalFacts { missing, ..seen });
+    let refused = judge(&at(Goal::Name("x".into())), &facts).problems;
+    assert!(refused[0].hint.ends_with("; or follow --target-timeline 1"), "{}", refused[0].hint);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::path::Path;
 use anyhow::Context as _;
 use engine::format::backup::BackupInfo;
 use engine::units::{Lsn, Timeline};
-use engine::wal::history::History;
+use engine::wal::history::{Ancestor, History};
 use engine::wal::name::SegmentName;
 use engine::wal::{Fetched, WalArchive};
 use jiff::Timestamp;
@@ -29,6 +29,8 @@ pub(crate) struct WalFacts {
     pub(crate) missing: Vec<SegmentName>,
     /// Segments that are missing between there and the end of the archive.
     pub(crate) gaps: Vec<SegmentName>,
+    /// The path's timeline has not begun in the archive.
+    pub(crate) unbegun: Option<Unbegun>,
     /// The end of the archive on the path.
     pub(crate) end: Option<Lsn>,
     /// The last transaction before the first gap, or before the end.
@@ -47,6 +49,16 @@ pub(crate) struct WalFacts {
     pub(crate) other_timelines: Vec<Timeline>,
     /// The tablespaces that the replay would create; none where the WAL was not searched for them.
     pub(crate) created: Option<Vec<Created>>,
+}
+
+/// A timeline of which the archive has the history, and not the segment in which it left another. PostgreSQL takes the
+/// other's instead, and replays past the fork what this timeline never had.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Unbegun {
+    pub(crate) first: SegmentName,
+    pub(crate) left: Ancestor,
+    /// The nearest one on the way to it that has begun.
+    pub(crate) instead: Timeline,
 }
 
 /// What is known before the archive is looked into.
@@ -159,6 +171,25 @@ fn pieces(path: &History) -> impl Iterator<Item = (Timeline, Option<Lsn>)> {
     ancestors.chain(std::iter::once((path.timeline, None)))
 }
 
+/// Whether recovery from a backup of timeline `own` would miss the beginning of the path's last timeline.
+fn unbegun(archive: &WalArchive, path: &History, own: Timeline) -> anyhow::Result<Option<Unbegun>> {
+    let segment_bytes = archive.cluster().info().wal_segment_bytes;
+    let mut found: Option<Unbegun> = None;
+    let mut timeline = path.timeline;
+    for left in path.ancestors.iter().rev().take_while(|left| left.timeline >= own) {
+        let first = SegmentName { timeline, number: left.left_at.0 / segment_bytes };
+        if archive.contains(&first.file_name(segment_bytes))? {
+            break;
+        }
+        timeline = left.timeline;
+        found = Some(match found {
+            Some(newest) => Unbegun { instead: timeline, ..newest },
+            None => Unbegun { first, left: *left, instead: timeline },
+        });
+    }
+    Ok(found)
+}
+
 pub(super) fn wal_facts(
     request: &Request,
     info: &BackupInfo,
@@ -181,6 +212,7 @@ pub(super) fn wal_facts(
     let unsearchable = blind.map(|found| format!("{PG_WALDUMP} is missing from {}", found.directory().display()));
     let ended_by = ended_by.filter(|_| unsearchable.is_some());
     let mut facts = WalFacts { end, place, unsearchable, ended_by, ..WalFacts::default() };
+    facts.unbegun = unbegun(archive, path, info.wal.timeline)?;
     facts.other_timelines = archive.timelines()?.into_iter().filter(|timeline| *timeline != path.timeline).collect();
     let needed = match &request.goal {
         Goal::Lsn(lsn) => (*lsn).max(info.wal.stop),
