@@ -7,7 +7,7 @@ use engine::codec::Compression;
 use engine::format::backup::{ServerInfo, Snapshot, WalRange};
 use engine::format::file::{FileKind, FileRecord};
 use engine::format::manifest::{LEAF_RECORDS, cut::cut_groups, path};
-use engine::repository::{Backup, ClusterInfo, Description, Parent, Repository};
+use engine::repository::{Backup, BackupWriter, Cluster, ClusterInfo, Description, Parent, Repository};
 use engine::units::{BlockNumber, BlockSize, Lsn, SystemIdentifier, Timeline};
 use engine::{Error, Result};
 
@@ -55,11 +55,7 @@ pub fn write(
     mut content: impl FnMut(&FileRecord, &mut Vec<u8>),
 ) -> Result<Backup> {
     files.sort_by(|one, other| path::order(&one.path, &other.path));
-    let repository = Repository::init(place, compression, BlockSize::DEFAULT)?;
-    let name = "bench".parse().map_err(Error::Refused)?;
-    let created = "2026-11-22T08:00:00Z".to_owned();
-    let cluster = repository.create_cluster(ClusterInfo::new(name, SYSTEM, SEGMENT_BYTES, created))?;
-    let writer = cluster.begin_backup(Parent::Full)?;
+    let (cluster, writer) = begin(place, compression)?;
     let mut worker = writer.worker()?;
     let sizes = files.iter().map(|file| (file.path.as_str(), BlockSize::DEFAULT.blocks_of(file.bytes)));
     let mut bytes = Vec::new();
@@ -76,6 +72,21 @@ pub fn write(
         writer.commit_group(position as u64, &files[range], leaves.collect::<Result<Vec<_>>>()?)?;
     }
     worker.finish()?;
+    finish(&cluster, writer)
+}
+
+/// Begins a backup in a new repository in `place`.
+pub fn begin(place: &Path, compression: Compression) -> Result<(Cluster, BackupWriter)> {
+    let repository = Repository::init(place, compression, BlockSize::DEFAULT)?;
+    let name = "bench".parse().map_err(Error::Refused)?;
+    let created = "2026-11-22T08:00:00Z".to_owned();
+    let cluster = repository.create_cluster(ClusterInfo::new(name, SYSTEM, SEGMENT_BYTES, created))?;
+    let writer = cluster.begin_backup(Parent::Full)?;
+    Ok((cluster, writer))
+}
+
+/// Ends it.
+pub fn finish(cluster: &Cluster, writer: BackupWriter) -> Result<Backup> {
     let info = writer.finish(Description {
         stopped_at: "2026-11-22T08:15:00Z".to_owned(),
         stopped_unix: 1_795_335_300,

@@ -31,6 +31,31 @@ fn a_second_backup_stores_only_what_changed() -> Result<()> {
 }
 
 #[test]
+fn a_rate_limit_holds_and_one_that_is_none_is_refused() -> Result<()> {
+    requires!(Postgres);
+    let world = World::new(1)?;
+    let connection = world.cluster.connection_string();
+    let limited = |limit| ["--dbname", connection.as_str(), "--json", "--rate-limit", limit];
+    let backup = |limit| world.repository.arguments(&["backup", "--full"], &limited(limit));
+    for (limit, part) in [("0", "would never end"), ("fast", "is not a size")] {
+        let refused = world.pghydrant.run(backup(limit))?.expect_code(2)?;
+        ensure!(refused.stdout.contains(part), "{refused}");
+    }
+    // A lower bound, which no busy machine can break: what was read takes so long, but for what goes at once.
+    let limited = world.pghydrant.succeed(backup("16M"))?;
+    let named = |line: &serde_json::Value| find_text(line, "bottleneck").is_some();
+    ensure!(named(&limited.json()?), "no bottleneck is named\n{limited}");
+    let verified = world.pghydrant.succeed(["verify", "--repo", &world.repository.shown(), "--json"])?;
+    ensure!(verified.json_lines()?.iter().any(named), "no bottleneck is named\n{verified}");
+    let copy = limited.json_lines()?.into_iter().find(|line| line["step"] == "copy" && line["state"] == "done");
+    let seconds = copy.as_ref().and_then(|copy| copy["seconds"].as_f64()).with_context(|| format!("{limited}"))?;
+    let bytes = find_number(&limited.json()?, "bytes").with_context(|| format!("{limited}"))? as f64;
+    let least = (bytes / f64::from(16 << 20) - 0.5) * 0.9;
+    ensure!(least > 0.5 && seconds > least, "{bytes} bytes in {seconds} s\n{limited}");
+    Ok(())
+}
+
+#[test]
 fn every_compression_and_block_size_restores_the_same_files() -> Result<()> {
     requires!(Postgres);
     let scratch = Scratch::new()?;

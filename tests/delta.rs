@@ -9,8 +9,8 @@ use engine::format::block::Content;
 use crate::crashes::Random;
 use crate::support::compare::{same_trees, tree};
 use crate::support::filesystem::fuse_mounts_below;
-use crate::support::json::find_all;
-use crate::support::repository::{Damage, Mend};
+use crate::support::json::{find_all, find_number};
+use crate::support::repository::{Damage, Mend, flip_bit};
 use crate::support::*;
 
 /// Marks, journals and WAL of ours have names that say so.
@@ -54,6 +54,7 @@ fn a_delta_equals_a_full_restore_file_by_file_and_writes_only_a_part() -> Result
     world.cluster.sql("CREATE TABLE new AS SELECT generate_series(1, 20000) AS id")?;
     world.cluster.sql("INSERT INTO there SELECT generate_series(1, 20000)")?;
     world.cluster.sql("UPDATE pgbench_branches SET bbalance = 1")?;
+    let relation = world.cluster.sql("SELECT pg_relation_filepath('pgbench_accounts')")?;
     world.cluster.sql(&format!("CREATE TABLESPACE late LOCATION '{}'", late.display()))?;
     world.cluster.sql("CREATE TABLE far TABLESPACE late AS SELECT generate_series(1, 20000) AS id")?;
     world.cluster.stop("fast")?;
@@ -117,6 +118,14 @@ fn a_delta_equals_a_full_restore_file_by_file_and_writes_only_a_part() -> Result
     // Again, with nothing to do: recovery.signal and the configuration alone.
     let again = world.restore_to(&target, &delta)?.expect_code(0)?;
     same_trees(&expected, &tree(&target)?, is_ours).with_context(|| format!("{again}"))?;
+    // One bit: its page is written, not its block, beside the few small files that the restore itself has changed.
+    flip_bit(&target.join(&relation), 5 * 8192 + 4000)?;
+    let again = world.restore_to(&target, &[&delta[..], &["--json"]].concat())?.expect_code(0)?;
+    same_trees(&expected, &tree(&target)?, is_ours).with_context(|| format!("{again}"))?;
+    let compared = again.json_lines()?.into_iter().find(|line| line["event"] == "compared").context("no figures")?;
+    let written = find_number(&compared, "written_bytes").with_context(|| format!("{again}"))?;
+    ensure!((8192..65536).contains(&written), "{written} bytes of pages\n{again}");
+    ensure!(find_number(&compared, "changed_blocks") > Some(0), "{compared}");
     ensure!(fuse_mounts_below(world.scratch.path()).is_empty(), "a mount is left");
     Ok(())
 }

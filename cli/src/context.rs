@@ -137,6 +137,23 @@ impl Context {
         parsed.map_err(|refusal| Failure::new(Exit::Usage, format!("memory: {refusal} (from {source})")).into())
     }
 
+    /// Workers of a backup: as many as the memory has buffers for.
+    pub(crate) fn backup_workers(&self, worker_bytes: u64) -> anyhow::Result<usize> {
+        let served = usize::try_from(self.memory_bytes()? / worker_bytes).unwrap_or(usize::MAX);
+        Ok(self.workers()?.min(served).max(1))
+    }
+
+    /// Bytes a second that a backup may read; none without a limit.
+    pub(crate) fn rate_limit(&self, flag: Option<&str>) -> anyhow::Result<Option<u64>> {
+        let Some((text, source)) = self.settings.get("rate_limit", flag.map(Into::into)) else { return Ok(None) };
+        let refuse = |refusal: String| Failure::new(Exit::Usage, format!("rate limit: {refusal} (from {source})"));
+        match human::parse_bytes(&text.to_string_lossy()) {
+            Ok(0) => Err(refuse("0 bytes a second would never end".to_owned()).into()),
+            Ok(limit) => Ok(Some(limit)),
+            Err(refusal) => Err(refuse(refusal).into()),
+        }
+    }
+
     /// Workers of copies and backups: every core unless set.
     pub(crate) fn workers(&self) -> anyhow::Result<usize> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);

@@ -25,6 +25,7 @@ pub(crate) const KEYS: &[(&str, &str)] = &[
     ("mount_dir", "where restores mount the backup"),
     ("pg_bin", "directory of the PostgreSQL server's programs"),
     ("memory", "memory for buffers and caches, such as 64MiB"),
+    ("rate_limit", "the most that backups read from the data directory a second, such as 50M"),
     ("workers", "copy workers; as many as cores unless set"),
 ];
 

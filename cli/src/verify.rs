@@ -140,6 +140,7 @@ fn result(cluster: &Cluster, proof: &Proof, read: &crate::output::PhaseResult) -
         "wal_files": proof.wal_files,
         "bytes": proof.bytes,
         "seconds": read.seconds,
+        "bottleneck": read.bottleneck,
         "findings": proof.findings.len(),
         "islands": proof.islands,
         "unfinished": proof.unfinished,

@@ -11,6 +11,7 @@
 //! Always true: no byte leaves this file without the hash of its block having been right.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 mod direct;
 #[cfg(test)]
@@ -75,6 +76,15 @@ pub struct Scratch {
     /// A block of which only a part is wanted.
     block: Vec<u8>,
     records: Vec<BlockRecord>,
+    /// Time that reading took, and decoding and hashing, since somebody last asked.
+    spent: (Duration, Duration),
+}
+
+impl Scratch {
+    /// How long reading took, and decoding and hashing, since this was last asked.
+    pub(crate) fn take_spent(&mut self) -> (Duration, Duration) {
+        std::mem::take(&mut self.spent)
+    }
 }
 
 /// Stored bytes that are not the block of their record.
@@ -304,10 +314,15 @@ impl Blocks {
         scratch: &mut Scratch,
         wanted: Wanted,
     ) -> Result<Verified<&'out mut [u8]>, Fault> {
-        let Scratch { base, patch, patch_pages, .. } = scratch;
+        let Scratch { base, patch, patch_pages, spent, .. } = scratch;
+        let began = Instant::now();
         let base = self.window_on(base, ahead.iter().map(base_of), wanted)?;
         let patch = self.window_on(patch, ahead.iter().map(patch_of), wanted)?;
-        decode_runs(&ahead[0], base, patch, out, patch_pages).map_err(Fault::Damage)
+        let read = Instant::now();
+        let decoded = decode_runs(&ahead[0], base, patch, out, patch_pages).map_err(Fault::Damage);
+        spent.0 += read - began;
+        spent.1 += read.elapsed();
+        decoded
     }
 
     /// The bytes of the first of `runs` (none for a block without such a run), read together with those that lie behind it.

@@ -18,6 +18,7 @@ pub mod process;
 pub mod progress;
 pub mod repository;
 pub mod store;
+pub mod throttle;
 pub mod units;
 pub mod wal;
 

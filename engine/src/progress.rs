@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Where an operation's time goes: each stage's wait for the next names the bottleneck.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// Reading packs, or the mount.
+    /// Reading packs, or the mount (in a backup: writing packs).
     Repository,
     /// Decompressing and hashing (or, in a backup, hashing and compressing).
     Decode,

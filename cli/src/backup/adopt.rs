@@ -25,7 +25,7 @@ use engine::units::ClusterName;
 use rustix::fs::{Mode, OFlags};
 
 use super::adopt_wal::{self, End};
-use super::copy::{Copied, Copy, Read};
+use super::copy::{self, Copied, Copy, Read};
 use super::label::Label;
 use super::late::LateFiles;
 use super::listed::{self, Listed};
@@ -145,7 +145,7 @@ fn adopt_directory(
     let step = output.step("copy");
     let phase = output.phase("copy", plan.bytes);
     let copy = Copy::new(&places, &files, &plan, &writer, block, server.info.data_checksums, &phase);
-    let copied = copy.run(context.workers()?, &mut || Ok(()))?;
+    let copied = copy.run(context.backup_workers(copy::WORKER_BYTES)?, &mut || Ok(()))?;
     let copy_result = phase.finish();
     let mut late = LateFiles::begin(&writer, &plan, block)?;
     let control = write_control(server, &mut late)?;

@@ -1,8 +1,13 @@
 //! Reading the data directory into the repository, on every core.
 //!
-//! Workers take units from one list. Each reads into one aligned buffer, block by block: page checksums, CRC-32C, then the
-//! pack writer, which hashes, compares with the parent's block at the same place, and stores what is new. What is kept of
-//! a file is its record; of a block, 64 bytes until its leaf is written. So memory does not grow with the cluster's bytes.
+//! Workers take units from one list. Each reads ahead into a few aligned buffers ([`super::read_ahead`]) and goes over what
+//! has arrived once: page checksums, CRC-32C, then the pack writer, which hashes, compares with the parent's block at the
+//! same place, and stores what is new while the disk writes what was stored before. What is kept of a file is its record;
+//! of a block, 64 bytes until its leaf is written. So memory does not grow with the cluster's bytes.
+//!
+//! Every file is read, also one that has the size and time it had in the parent backup: PostgreSQL writes to its files
+//! without any promise as to their times, which are of the second here, can be set, and come back with a snapshot or a
+//! restore. What has not changed is recognised by its hash, and costs its reading.
 //!
 //! What the server does meanwhile: a file that has vanished is not in the backup. One that grows is read to the size at
 //! which it was opened. One that shrinks is recorded as far as it could be read; a large one, of which several workers
@@ -13,28 +18,26 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use engine::format::block::BlockRecord;
 use engine::format::file::{FileKind, FileRecord};
 use engine::format::manifest::LEAF_RECORDS;
-use engine::io::{BUFFER_BYTES, Buffer};
 use engine::progress::{Progress, Stage};
 use engine::repository::{BackupWriter, LeafRef, Manifest, PackWriter};
-use engine::units::{BlockNumber, BlockSize, DIRECT_BYTES, PAGE_BYTES};
+use engine::throttle::Throttle;
+use engine::units::{BlockNumber, BlockSize, PAGE_BYTES};
 use engine::{Error, Result};
 
 use super::pages::{Checker, Suspect};
 use super::places::Places;
 use super::plan::{Plan, Unit};
+use super::read_ahead::{READ_BYTES, ReadAhead};
 use super::relation::{self, RelationFile};
 use super::source::SourceFile;
 
-/// Bytes of one read. The rest of the buffer is for a page that is read again.
-const READ_BYTES: usize = 1 << 20;
-
-const _: () = assert!(READ_BYTES >= BlockSize::MAX.bytes() && READ_BYTES.is_multiple_of(DIRECT_BYTES));
-const _: () = assert!(READ_BYTES + PAGE_BYTES <= BUFFER_BYTES);
+/// Memory of a worker: what it reads ahead, what is on its way into its pack, and what it decodes and encodes.
+pub(super) const WORKER_BYTES: u64 = 16 << 20;
 
 /// What a file turned out to be when it was read.
 #[derive(Clone, Copy, Debug)]
@@ -47,7 +50,7 @@ pub(super) struct Read {
 /// What a thread has for itself.
 struct Worker {
     pack: PackWriter,
-    buffer: Buffer,
+    reads: ReadAhead,
 }
 
 /// The copy of one backup.
@@ -59,6 +62,7 @@ pub(super) struct Copy<'a> {
     block: BlockSize,
     parent: Option<Manifest>,
     check_pages: bool,
+    throttle: Option<Throttle>,
     progress: &'a dyn Progress,
     large: Vec<Mutex<LargeState>>,
     next: AtomicUsize,
@@ -118,6 +122,7 @@ impl<'a> Copy<'a> {
             block,
             parent: comparable_parent(writer, block),
             check_pages,
+            throttle: None,
             progress,
             large: plan.large.iter().map(|_| Mutex::default()).collect(),
             next: AtomicUsize::new(0),
@@ -128,20 +133,24 @@ impl<'a> Copy<'a> {
         }
     }
 
+    /// Reads no more than `bytes_a_second` from the data directory.
+    pub(super) fn limited_to(self, bytes_a_second: Option<u64>) -> Self {
+        Self { throttle: bytes_a_second.map(Throttle::new), ..self }
+    }
+
     /// Runs `workers` threads to the end of the work. `watch` is called on this thread about once a second; its failure
     /// stops the workers like one of their own.
     pub(super) fn run(self, workers: usize, watch: &mut dyn FnMut() -> anyhow::Result<()>) -> anyhow::Result<Copied> {
-        let (mut buffers, _) = engine::io::buffers(u16::try_from(workers).unwrap_or(u16::MAX))?;
         std::thread::scope(|scope| {
             let copy = &self;
             let (ended, all_ended) = crossbeam::channel::bounded::<()>(0);
-            for buffer in buffers.drain(..) {
+            for _ in 0..workers {
                 let ended = ended.clone();
                 let thread = std::thread::Builder::new().name("backup".to_owned());
                 let spawned = thread.spawn_scoped(scope, move || {
                     // Closing the channel is the message, even from a panic.
                     let _ended = ended;
-                    if let Err(error) = copy.work(buffer) {
+                    if let Err(error) = copy.work() {
                         copy.fail(error.into());
                     }
                 });
@@ -150,7 +159,7 @@ impl<'a> Copy<'a> {
                 }
             }
             drop(ended);
-            while all_ended.recv_timeout(std::time::Duration::from_secs(1)).is_err_and(|error| error.is_timeout()) {
+            while all_ended.recv_timeout(Duration::from_secs(1)).is_err_and(|error| error.is_timeout()) {
                 if let Err(error) = watch() {
                     copy.fail(error);
                 }
@@ -171,8 +180,8 @@ impl<'a> Copy<'a> {
         self.stopped.store(true, Ordering::Relaxed);
     }
 
-    fn work(&self, buffer: Buffer) -> Result<()> {
-        let mut worker = Worker { pack: self.writer.worker()?, buffer };
+    fn work(&self) -> Result<()> {
+        let mut worker = Worker { pack: self.writer.worker()?, reads: ReadAhead::new()? };
         while let Some(unit) = self.plan.units.get(self.next.fetch_add(1, Ordering::Relaxed)) {
             match unit {
                 Unit::Group { position, files } => self.group(*position, files.clone(), &mut worker)?,
@@ -280,15 +289,27 @@ impl<'a> Copy<'a> {
         worker: &mut Worker,
         keep: &mut dyn FnMut(BlockRecord) -> Result<()>,
     ) -> Result<()> {
-        let mut at = range.start;
+        let wanted_at = |at| usize::try_from(range.end - at).unwrap_or(READ_BYTES).min(READ_BYTES);
+        let (mut at, mut begun) = (range.start, range.start);
         while at < range.end {
             self.go_on()?;
-            let wanted = usize::try_from(range.end - at).unwrap_or(READ_BYTES).min(READ_BYTES);
-            let (content, scratch) = worker.buffer.split_at_mut(READ_BYTES);
+            let wanted = wanted_at(at);
+            let alone = range.end - range.start <= READ_BYTES as u64;
+            while !alone && begun < range.end && worker.reads.has_room() {
+                self.throttle(wanted_at(begun))?;
+                worker.reads.begin(source, begun, wanted_at(begun));
+                begun += wanted_at(begun) as u64;
+            }
+            if alone {
+                self.throttle(wanted)?;
+            }
             let began = Instant::now();
-            let read = source.read_at(at, &mut content[..wanted.next_multiple_of(DIRECT_BYTES)])?.min(wanted);
+            let (mut buffer, read) =
+                if alone { worker.reads.read(source, at, wanted)? } else { worker.reads.take(source, at, wanted)? };
             source.forget(at, read as u64);
             self.waited(Stage::Disk, began);
+            let (content, scratch) = buffer.split_at_mut(READ_BYTES);
+            let began = Instant::now();
             if let Some(checker) = &mut reading.checker {
                 let page = u32::try_from(at / PAGE_BYTES as u64).unwrap_or(u32::MAX);
                 checker.check(&mut content[..read], page, &mut |page, into| {
@@ -300,6 +321,7 @@ impl<'a> Copy<'a> {
                     Ok::<_, Error>(there)
                 })?;
             }
+            self.waited(Stage::Decode, began);
             let taken = match shrunk {
                 Shrunk::EndsThere => read,
                 Shrunk::ZerosFollow => {
@@ -308,12 +330,21 @@ impl<'a> Copy<'a> {
                 }
             };
             self.put_blocks(&content[..taken], reading, &mut worker.pack, keep)?;
+            worker.reads.give_back(buffer);
             at += taken as u64;
             if taken < wanted {
                 break;
             }
         }
-        Ok(())
+        worker.reads.end()
+    }
+
+    /// Waits until so many bytes may be read.
+    fn throttle(&self, bytes: usize) -> Result<()> {
+        match &self.throttle {
+            Some(throttle) => throttle.wait(bytes as u64, &|| self.go_on().is_err()),
+            None => Ok(()),
+        }
     }
 
     fn put_blocks(
@@ -324,7 +355,7 @@ impl<'a> Copy<'a> {
         keep: &mut dyn FnMut(BlockRecord) -> Result<()>,
     ) -> Result<()> {
         for block in content.chunks(self.block.bytes()) {
-            let began = Instant::now();
+            let (began, waited) = (Instant::now(), pack.waited());
             reading.crc32c = crc32c::crc32c_append(reading.crc32c, block);
             let index = (reading.start + reading.bytes) / self.block.bytes() as u64;
             let parent = match &mut reading.parent {
@@ -333,7 +364,9 @@ impl<'a> Copy<'a> {
             };
             keep(pack.put(block, None, parent.as_ref())?.0)?;
             reading.bytes += block.len() as u64;
-            self.waited(Stage::Decode, began);
+            let written = pack.waited().saturating_sub(waited);
+            self.spent(Stage::Repository, written);
+            self.spent(Stage::Decode, began.elapsed().saturating_sub(written));
             self.progress.advance(block.len() as u64);
         }
         Ok(())
@@ -354,7 +387,11 @@ impl<'a> Copy<'a> {
     }
 
     fn waited(&self, stage: Stage, began: Instant) {
-        self.progress.waited(stage, u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX));
+        self.spent(stage, began.elapsed());
+    }
+
+    fn spent(&self, stage: Stage, time: Duration) {
+        self.progress.waited(stage, u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
     }
 }
 

@@ -28,6 +28,7 @@ mod outside;
 mod pages;
 mod places;
 mod plan;
+mod read_ahead;
 mod relation;
 mod report;
 mod scan;
@@ -89,6 +90,9 @@ pub(crate) struct Arguments {
     /// or - for the stream of `pg_basebackup -D - -Ft -X none`; gzip, lz4 and zstd are told by themselves
     #[arg(long, value_name = "DIR|FILE|-", conflicts_with_all = ["dbname", "primary"])]
     pub(crate) from: Option<PathBuf>,
+    /// Read at most so many bytes a second from the data directory, such as 50M [PGHYDRANT_RATE_LIMIT]
+    #[arg(long, value_name = "BYTES", conflicts_with = "from")]
+    pub(crate) rate_limit: Option<String>,
     /// Store every block, whatever earlier backups have
     #[arg(long)]
     pub(crate) full: bool,
@@ -109,7 +113,8 @@ pub(crate) fn run(arguments: &Arguments, context: &Context) -> Result<Exit> {
         |text: Option<&str>| Conninfo::resolve(text).map_err(|error| Failure::new(Exit::Usage, format!("{error:#}")));
     let conninfo = resolve(arguments.dbname.as_deref())?;
     let primary = arguments.primary.as_deref().map(|text| resolve(Some(text))).transpose()?;
-    let backup = back_up(&repository, &name, parent, &conninfo, primary.as_ref(), context)?;
+    let limit = context.rate_limit(arguments.rate_limit.as_deref())?;
+    let backup = back_up(&repository, &name, parent, &conninfo, primary.as_ref(), limit, context)?;
     Ok(exit(&backup))
 }
 
@@ -119,6 +124,7 @@ fn back_up(
     parent: Parent,
     conninfo: &Conninfo,
     primary: Option<&Conninfo>,
+    rate_limit: Option<u64>,
     context: &Context,
 ) -> Result<BackupInfo> {
     let output = &context.output;
@@ -151,8 +157,9 @@ fn back_up(
     let step = output.step("copy");
     let phase = output.phase("copy", plan.bytes);
     let copy = Copy::new(&places, &files, &plan, &writer, block, server.info.data_checksums, &phase);
+    let copy = copy.limited_to(rate_limit);
     let mut alive = Instant::now();
-    let copied = copy.run(context.workers()?, &mut || {
+    let copied = copy.run(context.backup_workers(copy::WORKER_BYTES)?, &mut || {
         wal.watch()?;
         if alive.elapsed() >= ALIVE_POLL {
             alive = Instant::now();
@@ -161,7 +168,8 @@ fn back_up(
         Ok(())
     })?;
     let copy_result = phase.finish();
-    step.done(&copy_result.text());
+    let limit = rate_limit.map(|limit| format!(", limited to {}/s", human::bytes(limit))).unwrap_or_default();
+    step.done(&format!("{}{limit}", copy_result.text()));
 
     let step = output.step("stop");
     let mut late = LateFiles::begin(&writer, &plan, block)?;

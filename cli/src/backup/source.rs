@@ -8,10 +8,11 @@ use std::fs::File;
 use std::io::ErrorKind;
 use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use engine::io::{Place, open_below};
+use engine::io::{OpenFile, Place, open_below};
 use engine::units::DIRECT_BYTES;
 use engine::{Error, Result};
 use rustix::fs::{Advice, Mode, OFlags};
@@ -23,8 +24,7 @@ pub(super) const DIRECT_FROM_BYTES: u64 = 1 << 20;
 /// An open file of the data directory.
 #[derive(Debug)]
 pub(super) struct SourceFile {
-    path: PathBuf,
-    file: File,
+    file: Arc<OpenFile>,
     /// O_DIRECT is on; turned off if the file system turns out not to mean it.
     direct: AtomicBool,
     /// What the file was when it was opened.
@@ -57,14 +57,13 @@ impl SourceFile {
         }
         let direct = metadata.len() >= DIRECT_FROM_BYTES && set_direct(&file, true);
         Ok(Some(Self {
-            path: path.to_owned(),
             direct: AtomicBool::new(direct),
             bytes: metadata.len(),
             mode: metadata.mode() & 0o7777,
             uid: metadata.uid(),
             gid: metadata.gid(),
             modified: metadata.mtime(),
-            file,
+            file: Arc::new(OpenFile { file, path: path.to_owned(), direct }),
         }))
     }
 
@@ -74,7 +73,7 @@ impl SourceFile {
         let mut filled = 0;
         while filled < out.len() {
             let at = offset + filled as u64;
-            match self.file.read_at(&mut out[filled..], at) {
+            match self.file.file.read_at(&mut out[filled..], at) {
                 Ok(0) => break,
                 Ok(read) => {
                     filled += read;
@@ -85,10 +84,10 @@ impl SourceFile {
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::InvalidInput && self.is_direct() => {
-                    set_direct(&self.file, false);
+                    set_direct(&self.file.file, false);
                     self.direct.store(false, Ordering::Relaxed);
                 }
-                Err(error) => return Err(Error::io_at("read", &self.path, at, error)),
+                Err(error) => return Err(Error::io_at("read", &self.file.path, at, error)),
             }
         }
         Ok(filled)
@@ -98,8 +97,13 @@ impl SourceFile {
     pub(super) fn forget(&self, offset: u64, bytes: u64) {
         if !self.is_direct() && self.bytes >= DIRECT_FROM_BYTES {
             // Advice: a file system that has no use for it loses us nothing.
-            let _ = rustix::fs::fadvise(&self.file, offset, NonZeroU64::new(bytes), Advice::DontNeed);
+            let _ = rustix::fs::fadvise(&self.file.file, offset, NonZeroU64::new(bytes), Advice::DontNeed);
         }
+    }
+
+    /// For reads by a queue.
+    pub(super) fn file(&self) -> &Arc<OpenFile> {
+        &self.file
     }
 
     fn is_direct(&self) -> bool {

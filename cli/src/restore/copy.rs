@@ -115,7 +115,7 @@ impl Restore<'_> {
             workers: self.context.workers()?,
             memory_bytes: usize::try_from(self.context.memory_bytes()?).unwrap_or(usize::MAX),
         };
-        let compared = self.write_over(&hydration, &fill)?;
+        let compared = self.write_over(&hydration, &fill, mount)?;
         let phase = self.context.output.phase("copy", self.plan().bytes);
         let step = self.context.output.step("copy");
         let progress = Delivering { progress: &phase, mount };
@@ -130,7 +130,7 @@ impl Restore<'_> {
         };
         let detail = if compared {
             format!(
-                "{} written, in {}; {}",
+                "{} written of files made anew, in {}; {}",
                 human::bytes(filled.bytes),
                 human::count(filled.blocks, "block"),
                 filled.io
@@ -292,9 +292,9 @@ fn lock_directory(data: &Path) -> anyhow::Result<File> {
 }
 
 /// Tells the watch over the mount, too, of what has arrived.
-struct Delivering<'a> {
-    progress: &'a dyn Progress,
-    mount: Option<&'a SessionMount>,
+pub(super) struct Delivering<'a> {
+    pub(super) progress: &'a dyn Progress,
+    pub(super) mount: Option<&'a SessionMount>,
 }
 
 impl Progress for Delivering<'_> {
@@ -315,7 +315,7 @@ impl Progress for Delivering<'_> {
 }
 
 /// What became of the mount's server, where the copier only saw an error of the mount.
-fn explain(error: Error, mount: Option<&SessionMount>, session: &SessionId) -> anyhow::Error {
+pub(super) fn explain(error: Error, mount: Option<&SessionMount>, session: &SessionId) -> anyhow::Error {
     let Some(mount) = mount else { return error.into() };
     if let Some(patience) = mount.gave_up_after() {
         let seconds = patience.as_secs();

@@ -1,13 +1,13 @@
-//! Delta: a restore over the cluster that is there, of which only blocks that differ are written.
+//! Delta: a restore over the cluster that is there, of which only pages that differ are written.
 //!
 //! ```text
 //! save       WAL that was never archived: into the archive, or aside in the data directory     wal
 //! take over  pg_control goes: from now on nothing can start
 //! clear      what the backup has not goes
-//! compare    blocks that are as in the backup stay                                             engine::hydration
+//! compare    blocks that are as in the backup stay, of others the pages that differ are written  engine::hydration
 //! ```
 //!
-//! and the copy of the others, as in any restore. Until `pg_control` goes the cluster is as it was, so a crash, a `cancel`
+//! and the copy of files that are made anew, as in any restore. Until `pg_control` goes the cluster is as it was, so a crash, a `cancel`
 //! or a start of the server up to there costs nothing, and `retry` saves the WAL anew: it may have grown. From there on a
 //! `cancel` cannot bring the cluster back. It leaves the directory without `pg_control`, says so, and another delta takes
 //! it from there.
@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::configure::Configuration;
+use super::copy::Delivering;
 use super::plan::{Before, Plan};
 use super::session::{Journal, Phase, Session};
 use super::survey::{identifier, servers};
@@ -34,6 +35,7 @@ use super::{Restore, copy, files, handover};
 use crate::context::Context;
 use crate::exit::{Exit, Failure};
 use crate::human;
+use crate::mount::SessionMount;
 use crate::output;
 use crate::postgres::control::{self, ControlFile};
 
@@ -160,14 +162,19 @@ impl Restore<'_> {
     }
 
     /// In a delta, all that comes before blocks are written; false in any other restore.
-    pub(super) fn write_over(&mut self, hydration: &Hydration, fill: &Fill) -> anyhow::Result<bool> {
+    pub(super) fn write_over(
+        &mut self,
+        hydration: &Hydration,
+        fill: &Fill,
+        mount: Option<&SessionMount>,
+    ) -> anyhow::Result<bool> {
         if self.plan().delta.is_none() {
             return Ok(false);
         }
         self.take_over(hydration)?;
         let phase = self.context.output.phase("compare", self.plan().bytes);
         self.clear(hydration, &phase)?;
-        self.compare(hydration, fill, phase)?;
+        self.compare(hydration, fill, mount, phase)?;
         Ok(true)
     }
 
@@ -186,23 +193,41 @@ impl Restore<'_> {
         Ok(())
     }
 
-    /// Gives every file its size, and finds the blocks that are as in the backup.
-    fn compare(&mut self, hydration: &Hydration, fill: &Fill, phase: output::Phase) -> anyhow::Result<()> {
+    /// Gives every file its size, and writes the pages that are not as in the backup.
+    fn compare(
+        &mut self,
+        hydration: &Hydration,
+        fill: &Fill,
+        mount: Option<&SessionMount>,
+        phase: output::Phase,
+    ) -> anyhow::Result<()> {
         let step = self.context.output.step("compare");
-        let outlined = hydration.outline(fill.workers, &phase);
-        let compared = outlined.and_then(|_| hydration.compare(fill.workers, fill.memory_bytes, &phase));
+        let progress = Delivering { progress: &phase, mount };
+        let outlined = hydration.outline(fill.workers, &progress);
+        let compared = outlined.and_then(|_| hydration.compare(fill, &progress));
         let figures = phase.finish();
-        let compared = compared?;
+        let compared = compared.map_err(|error| copy::explain(error, mount, &self.session.journal.id))?;
         let mut detail = format!(
-            "{}; {} of {} blocks are as in the backup ({})",
+            "{}; {} of {} blocks are as in the backup ({}); {} of pages written in {}",
             figures.text(),
             compared.same_blocks,
             compared.blocks,
-            human::bytes(compared.same_bytes)
+            human::bytes(compared.same_bytes),
+            human::bytes(compared.written_bytes),
+            human::count(compared.changed_blocks, "block")
         );
         if compared.unreadable_blocks > 0 {
             detail.push_str(&format!("; {} could not be read", compared.unreadable_blocks));
         }
+        self.context.output.event(
+            "compared",
+            &json!({
+                "blocks": compared.blocks, "same_blocks": compared.same_blocks, "same_bytes": compared.same_bytes,
+                "changed_blocks": compared.changed_blocks, "written_bytes": compared.written_bytes,
+                "zeroed_blocks": compared.zeroed_blocks, "unreadable_blocks": compared.unreadable_blocks,
+                "bottleneck": figures.bottleneck,
+            }),
+        );
         let time = step.done(&detail);
         self.session.note_step("compare", time.as_secs_f64(), detail);
         Ok(())
@@ -288,7 +313,7 @@ pub(super) fn planned(plan: &Plan) -> Vec<(&'static str, String)> {
     let mut lines = vec![(
         "delta",
         format!(
-            "blocks that differ are written, {} removed that the backup has not",
+            "pages that differ are written, {} removed that the backup has not",
             human::count(delta.removed, "name")
         ),
     )];

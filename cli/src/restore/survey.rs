@@ -77,6 +77,11 @@ pub(crate) struct Facts {
     pub(crate) owner_reads: Result<(), String>,
 }
 
+/// What a file system allocates at least.
+const ALLOCATION_BYTES: u64 = 4096;
+/// The files of a backup whose room is counted one by one: some hundredths of a second.
+const COUNTED_FILES_MAX: u64 = 10_000;
+
 /// What the chosen backup holds.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Contents {
@@ -283,21 +288,7 @@ fn refuse_recorded(owner: Option<&Owner>) -> Result<(), Problem> {
 }
 
 pub(crate) fn contents(backup: &Backup) -> anyhow::Result<Contents> {
-    /// What a file system allocates at least.
-    const ALLOCATION_BYTES: u64 = 4096;
-    let known: Vec<u32> = backup.info.tablespaces.iter().map(|tablespace| tablespace.oid).collect();
-    let mut contents = Contents::default();
-    for file in backup.manifest.files() {
-        let file = file?;
-        let oid = file.path.strip_prefix("pg_tblspc/").and_then(|rest| rest.split('/').next()?.parse().ok());
-        let size = contents.sizes.entry(oid.filter(|oid| known.contains(oid))).or_default();
-        size.inodes += 1;
-        size.bytes += match file.kind {
-            FileKind::Directory => ALLOCATION_BYTES,
-            FileKind::Regular => file.bytes.next_multiple_of(ALLOCATION_BYTES),
-            FileKind::Symlink { .. } | FileKind::Tablespace { .. } => 0,
-        };
-    }
+    let mut contents = Contents { sizes: sizes(backup)?, ..Contents::default() };
     contents.conf = small_file(backup, "postgresql.conf")?;
     contents.auto = small_file(backup, "postgresql.auto.conf")?;
     contents.control = small_file(backup, control::PATH)?.and_then(|bytes| ControlFile::parse(&bytes).ok());
@@ -305,6 +296,49 @@ pub(crate) fn contents(backup: &Backup) -> anyhow::Result<Contents> {
         contents.authentication.extend(small_file(backup, name)?);
     }
     Ok(contents)
+}
+
+/// The room that a backup needs, by tablespace. Of very many files it is reckoned from what the description and the
+/// manifest's index tell, since a plan must not take the longer the larger the backup is.
+fn sizes(backup: &Backup) -> anyhow::Result<BTreeMap<Option<u32>, Size>> {
+    if backup.manifest.file_count() <= COUNTED_FILES_MAX {
+        return counted_sizes(backup);
+    }
+    let totals = &backup.info.totals;
+    let mut sizes = BTreeMap::new();
+    // A relation's file ends with a page, so only the others and directories take more than their bytes: a few in a
+    // database, which is a directory.
+    let rounded = totals.directories.saturating_mul(4 * ALLOCATION_BYTES);
+    let mut rest = Size { bytes: totals.bytes.saturating_add(rounded), inodes: backup.manifest.file_count() };
+    for tablespace in &backup.info.tablespaces {
+        let path = format!("pg_tblspc/{}", tablespace.oid);
+        let Some(first) = backup.manifest.index_of(&path)? else { continue };
+        let inodes = backup.manifest.index_after(&path)?.saturating_sub(first);
+        let bytes = tablespace.bytes.saturating_add(rounded.min(inodes.saturating_mul(ALLOCATION_BYTES)));
+        sizes.insert(Some(tablespace.oid), Size { bytes, inodes });
+        rest.bytes = rest.bytes.saturating_sub(tablespace.bytes);
+        rest.inodes = rest.inodes.saturating_sub(inodes);
+    }
+    sizes.insert(None, rest);
+    Ok(sizes)
+}
+
+/// The same, file by file.
+fn counted_sizes(backup: &Backup) -> anyhow::Result<BTreeMap<Option<u32>, Size>> {
+    let known: Vec<u32> = backup.info.tablespaces.iter().map(|tablespace| tablespace.oid).collect();
+    let mut sizes: BTreeMap<_, Size> = BTreeMap::new();
+    for file in backup.manifest.files() {
+        let file = file?;
+        let oid = file.path.strip_prefix("pg_tblspc/").and_then(|rest| rest.split('/').next()?.parse().ok());
+        let size = sizes.entry(oid.filter(|oid| known.contains(oid))).or_default();
+        size.inodes += 1;
+        size.bytes += match file.kind {
+            FileKind::Directory => ALLOCATION_BYTES,
+            FileKind::Regular => file.bytes.next_multiple_of(ALLOCATION_BYTES),
+            FileKind::Symlink { .. } | FileKind::Tablespace { .. } => 0,
+        };
+    }
+    Ok(sizes)
 }
 
 /// A file of the backup, if it is there and no larger than a configuration may be.

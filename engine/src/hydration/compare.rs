@@ -1,30 +1,30 @@
-//! A delta's comparison: which blocks of the backup are in their places already.
+//! A delta's comparison: which blocks of the backup are in their places already, and the pages of the others.
 //!
-//! Workers read the target's own files past the page cache, many reads in flight, and hash what arrives. A block with the
-//! hash that the manifest has is marked in the map, as if it had been written; [`super::fill`] brings the others. A
-//! block of zeros is made one where it is not: the fill takes those for granted. A block that cannot be read is one
-//! that differs.
+//! Workers ([`super::comparer`]) read the target's own files past the page cache, many reads in flight, and hash what
+//! arrives. A block with the hash that the manifest has is marked in the map, as if it had been written. Of any other
+//! the backup's block is read, compared with what is in memory anyway, and the pages that differ are written: a server
+//! that changed one page of a block costs one page, not the block. A block of zeros is made one where it is not.
+//!
+//! What cannot be read, and files that were made anew, are left to [`super::fill`], which writes whole blocks.
 //!
 //! What is marked here gets on disk like any other bit, behind a sync of the file systems: that the bytes were read says
-//! nothing of their being durable.
+//! nothing of their being durable. A block of which only some pages were written when the power went differs again.
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{RecvTimeoutError, bounded};
+use crossbeam::channel::{RecvTimeoutError, bounded, unbounded};
 
-use super::fill::{AllUnits, CHECKPOINT, Shape, open_files_max};
+use super::comparer::Comparer;
+use super::fill::{AllUnits, CHECKPOINT, Fill, Shape, open_files_max};
 use super::first::FirstFailure;
-use super::plan::{self, From, Job, Missing, Piece, Units};
-use super::{Hydration, is_left_out, is_placed_last};
-use crate::checksum::Hash;
-use crate::format::block::{BlockRecord, Content};
+use super::plan::{Missing, Units};
+use super::source::OpenSource;
+use super::target::Writes;
+use super::{Hydration, is_left_out, is_placed_last, opener};
+use crate::format::block::BlockRecord;
 use crate::format::file::FileRecord;
-use crate::io::disk::{Finished, Part, Queue, Transfer, Way};
-use crate::io::{Buffer, Open, OpenFile};
-use crate::page::is_zero;
 use crate::progress::{Progress, Stage};
 use crate::units::BlockNumber;
 use crate::{Error, Result};
@@ -38,6 +38,10 @@ pub struct Compared {
     pub same_blocks: u64,
     /// See `same_blocks`.
     pub same_bytes: u64,
+    /// Blocks of which pages were written.
+    pub changed_blocks: u64,
+    /// The bytes of those pages.
+    pub written_bytes: u64,
     /// Blocks that were made zero.
     pub zeroed_blocks: u64,
     /// Blocks that could not be read: they are written anew.
@@ -45,49 +49,62 @@ pub struct Compared {
 }
 
 #[derive(Default)]
-struct Counts {
-    blocks: AtomicU64,
-    same_blocks: AtomicU64,
-    same_bytes: AtomicU64,
-    zeroed_blocks: AtomicU64,
-    unreadable_blocks: AtomicU64,
+pub(super) struct Counts {
+    pub(super) blocks: AtomicU64,
+    pub(super) same_blocks: AtomicU64,
+    pub(super) same_bytes: AtomicU64,
+    pub(super) changed_blocks: AtomicU64,
+    pub(super) written_bytes: AtomicU64,
+    pub(super) zeroed_blocks: AtomicU64,
+    pub(super) unreadable_blocks: AtomicU64,
 }
 
-struct Shared<'a> {
-    hydration: &'a Hydration,
-    shape: Shape,
-    progress: &'a dyn Progress,
+/// What all workers share.
+pub(super) struct Shared<'a> {
+    pub(super) hydration: &'a Hydration,
+    pub(super) source: OpenSource,
+    pub(super) shape: Shape,
+    pub(super) progress: &'a dyn Progress,
+    pub(super) counts: Counts,
     units: Mutex<AllUnits<'a>>,
     failure: FirstFailure,
-    counts: Counts,
 }
 
 impl Hydration {
-    /// Marks the blocks of a delta that are as in the backup; those that the map has already are not looked at. Comes
-    /// after [`Hydration::outline`] in each run, and before [`Hydration::fill`].
-    pub fn compare(&self, workers: usize, memory_bytes: usize, progress: &dyn Progress) -> Result<Compared> {
+    /// Makes the blocks of a delta what they are in the backup, and marks them; those that the map has already are not
+    /// looked at. Comes after [`Hydration::outline`] in each run, and before [`Hydration::fill`].
+    pub fn compare(&self, fill: &Fill, progress: &dyn Progress) -> Result<Compared> {
         self.map.refuse_if_closed()?;
         let files: Box<dyn Iterator<Item = Result<FileRecord>> + Send + '_> = Box::new(self.backup.manifest.files());
         let left_out: fn(&str) -> bool = |path| is_left_out(path) || is_placed_last(path);
         let shared = Shared {
             hydration: self,
-            shape: Shape::new(workers, memory_bytes, self.backup.info.totals.bytes, open_files_max()),
+            source: OpenSource::open(&fill.source, &self.backup, self.roots.layout(), &*self.disk)?,
+            shape: Shape::new(fill.workers, fill.memory_bytes, self.backup.info.totals.bytes, open_files_max()),
             progress,
+            counts: Counts::default(),
             units: Mutex::new(Units::new(files, self.backup.info.block_bytes, left_out)),
             failure: FirstFailure::new(),
-            counts: Counts::default(),
         };
         std::thread::scope(|scope| {
             // Each worker holds a sender and sends nothing: the channel closes when the last one ends.
             let (alive, all_ended) = bounded::<()>(0);
+            let (open, to_open) = unbounded();
             for _ in 0..shared.shape.workers {
-                let (alive, shared) = (alive.clone(), &shared);
+                let (alive, open, shared) = (alive.clone(), open.clone(), &shared);
                 scope.spawn(move || {
-                    shared.failure.watch(|| Comparer::new(shared)?.run());
+                    shared.failure.watch(|| Comparer::new(shared, open)?.run());
                     drop(alive);
                 });
             }
-            drop(alive);
+            drop((alive, open));
+            if shared.source.gives_files() {
+                for _ in 0..opener::THREADS {
+                    let (to_open, shared) = (to_open.clone(), &shared);
+                    let disk = &*self.disk;
+                    scope.spawn(move || opener::serve(&to_open, &shared.source, disk, || shared.go_on()));
+                }
+            }
             while all_ended.recv_timeout(CHECKPOINT) == Err(RecvTimeoutError::Timeout) {
                 if !shared.failure.is_set() {
                     shared.failure.watch(|| shared.checkpoint());
@@ -110,6 +127,8 @@ impl Counts {
             blocks: count(&self.blocks),
             same_blocks: count(&self.same_blocks),
             same_bytes: count(&self.same_bytes),
+            changed_blocks: count(&self.changed_blocks),
+            written_bytes: count(&self.written_bytes),
             zeroed_blocks: count(&self.zeroed_blocks),
             unreadable_blocks: count(&self.unreadable_blocks),
         }
@@ -117,7 +136,7 @@ impl Counts {
 }
 
 impl Shared<'_> {
-    fn go_on(&self) -> Result<()> {
+    pub(super) fn go_on(&self) -> Result<()> {
         if self.failure.is_set() || self.progress.cancelled() { Err(Error::Cancelled) } else { Ok(()) }
     }
 
@@ -132,12 +151,31 @@ impl Shared<'_> {
         Ok(())
     }
 
-    fn waited(&self, stage: Stage, time: Duration) {
+    /// All pages of these writes are in their files.
+    pub(super) fn written(&self, writes: &Writes) -> Result<()> {
+        let Hydration { disk, map, .. } = self.hydration;
+        for (file, modified) in &writes.files {
+            if !file.direct && !disk.sync_file_system_tells() {
+                disk.sync(file)?;
+            }
+            disk.set_modified(file, *modified)?;
+        }
+        for (block, bytes) in &writes.blocks {
+            map.mark(*block);
+            self.progress.advance(*bytes as u64);
+        }
+        let bytes: usize = writes.parts.iter().map(|part| part.bytes).sum();
+        self.counts.changed_blocks.fetch_add(writes.blocks.len() as u64, Ordering::Relaxed);
+        self.counts.written_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    pub(super) fn waited(&self, stage: Stage, time: Duration) {
         self.progress.waited(stage, u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
     }
 
     /// Of the next unit that has any, the blocks that have to be compared; none at the end.
-    fn next_blocks(&self, records: &mut Vec<BlockRecord>) -> Result<Vec<Missing>> {
+    pub(super) fn next_blocks(&self, records: &mut Vec<BlockRecord>) -> Result<Vec<Missing>> {
         let Hydration { backup, map, fresh, .. } = self.hydration;
         loop {
             self.go_on()?;
@@ -169,145 +207,5 @@ impl Shared<'_> {
                 return Ok(blocks);
             }
         }
-    }
-}
-
-/// One worker: a queue of its own, a share of the buffers, reads in flight in all of them.
-struct Comparer<'a, 'b> {
-    shared: &'a Shared<'b>,
-    queue: Box<dyn Queue>,
-    free: Vec<Buffer>,
-    /// What each buffer is in the kernel for, by its index.
-    flights: Vec<Option<Job>>,
-    reading: usize,
-    jobs: VecDeque<Job>,
-    last: Option<(Arc<FileRecord>, Arc<OpenFile>)>,
-    records: Vec<BlockRecord>,
-}
-
-impl<'a, 'b> Comparer<'a, 'b> {
-    fn new(shared: &'a Shared<'b>) -> Result<Self> {
-        let (mut free, _) = crate::io::buffers(shared.shape.buffers)?;
-        let queue = shared.hydration.disk.queue(&mut free)?;
-        let flights = free.iter().map(|_| None).collect();
-        Ok(Self { shared, queue, free, flights, reading: 0, jobs: VecDeque::new(), last: None, records: Vec::new() })
-    }
-
-    fn run(mut self) -> Result<()> {
-        loop {
-            self.shared.go_on()?;
-            self.start_reads()?;
-            if self.reading == 0 {
-                return Ok(());
-            }
-            let started = Instant::now();
-            let finished = self.queue.reap(true)?;
-            self.shared.waited(Stage::Disk, started.elapsed());
-            if let Some(finished) = finished {
-                self.settle(finished)?;
-            }
-        }
-    }
-
-    fn start_reads(&mut self) -> Result<()> {
-        while !self.free.is_empty() {
-            if self.jobs.is_empty() {
-                let blocks = self.shared.next_blocks(&mut self.records)?;
-                let block_size = self.shared.hydration.backup.info.block_bytes;
-                self.jobs.extend(plan::from_mount(blocks, block_size, self.shared.shape.limits()));
-            }
-            let Some(job) = self.jobs.pop_front() else { return Ok(()) };
-            let parts = self.parts(&job)?;
-            let Some(buffer) = self.free.pop() else { return Ok(()) };
-            let token = usize::from(buffer.index());
-            self.flights[token] = Some(job);
-            self.reading += 1;
-            self.queue.submit(Transfer { token, way: Way::Read, buffer, parts });
-        }
-        Ok(())
-    }
-
-    fn parts(&mut self, job: &Job) -> Result<Vec<Part>> {
-        let mut parts = Vec::with_capacity(job.reads.len());
-        for read in &job.reads {
-            let From::File(file) = &read.from else {
-                return Err(Error::Refused("a plan for another source".to_owned()));
-            };
-            let file = self.file(file)?;
-            parts.push(Part { file, offset: read.offset, at: read.at, bytes: read.bytes });
-        }
-        Ok(parts)
-    }
-
-    fn file(&mut self, file: &Arc<FileRecord>) -> Result<Arc<OpenFile>> {
-        if let Some((last, open)) = &self.last
-            && Arc::ptr_eq(last, file)
-        {
-            return Ok(Arc::clone(open));
-        }
-        let Hydration { roots, disk, .. } = self.shared.hydration;
-        let open = disk.open(roots.place(&file.path)?, Open::Read)?;
-        self.last = Some((Arc::clone(file), Arc::clone(&open)));
-        Ok(open)
-    }
-
-    fn settle(&mut self, finished: Finished) -> Result<()> {
-        let Finished { token, buffer, parts, outcome } = finished;
-        let Some(job) = self.flights.get_mut(token).and_then(Option::take) else {
-            return Err(Error::Refused(format!("the disk finished transfer {token}, which was not submitted")));
-        };
-        self.reading -= 1;
-        let disk = &self.shared.hydration.disk;
-        // What lies in the page cache may never have reached the disk, and this kernel would not tell.
-        if !disk.sync_file_system_tells() {
-            parts.iter().filter(|part| !part.file.direct).try_for_each(|part| disk.sync(&part.file))?;
-        }
-        let started = Instant::now();
-        for piece in &job.pieces {
-            self.judge(piece, outcome.is_ok().then(|| &buffer[piece.base.clone()]))?;
-        }
-        self.shared.waited(Stage::Decode, started.elapsed());
-        self.free.push(buffer);
-        Ok(())
-    }
-
-    /// Compares one block with what was found in its place: nothing, if that could not be read.
-    fn judge(&self, Piece { block, .. }: &Piece, found: Option<&[u8]>) -> Result<()> {
-        let Shared { hydration, counts, progress, .. } = self.shared;
-        let add = |counter: &AtomicU64, number: u64| counter.fetch_add(number, Ordering::Relaxed);
-        let wanted_zero = block.record.content == Content::Zero;
-        let same = match found {
-            None => {
-                add(&counts.unreadable_blocks, 1);
-                false
-            }
-            Some(bytes) if wanted_zero => is_zero(bytes),
-            Some(bytes) => Hash::of(bytes) == block.record.hash,
-        };
-        if wanted_zero && !same {
-            self.make_zero(block)?;
-            add(&counts.zeroed_blocks, 1);
-        }
-        if wanted_zero || same {
-            hydration.map.mark(block.number());
-        }
-        if same {
-            add(&counts.same_blocks, 1);
-            add(&counts.same_bytes, block.bytes as u64);
-        }
-        add(&counts.blocks, 1);
-        progress.advance(block.bytes as u64);
-        Ok(())
-    }
-
-    fn make_zero(&self, block: &Missing) -> Result<()> {
-        let Hydration { roots, disk, backup, .. } = self.shared.hydration;
-        let offset = block.index * backup.info.block_bytes.bytes() as u64;
-        let file = disk.open(roots.place(&block.file.path)?, Open::WriteBuffered)?;
-        disk.make_zero(&file, offset, block.bytes as u64)?;
-        if !disk.sync_file_system_tells() {
-            disk.sync(&file)?;
-        }
-        disk.set_modified(&file, block.file.modified)
     }
 }

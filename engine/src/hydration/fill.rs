@@ -116,7 +116,7 @@ impl Hydration {
             if shared.source.gives_files() {
                 for _ in 0..opener::THREADS {
                     let (to_open, shared) = (to_open.clone(), &shared);
-                    scope.spawn(move || opener::serve(&to_open, shared));
+                    scope.spawn(move || opener::serve(&to_open, &shared.source, shared.disk, || shared.go_on()));
                 }
             }
             while all_ended.recv_timeout(CHECKPOINT) == Err(RecvTimeoutError::Timeout) {

@@ -16,8 +16,8 @@
 //! make_unstartable  pg_control goes
 //! clear             what the backup has not goes
 //! outline           files that are there keep their blocks
-//! compare           blocks that are as in the backup are marked in the map
-//! fill              the others, and so on
+//! compare           blocks are compared with the backup's, and the pages written that differ
+//! fill              files that were made anew, blocks that could not be read, and so on
 //! ```
 //!
 //! Each step may be repeated, after a failure or a crash at any moment, and the next run begins at `begin`.
@@ -34,6 +34,7 @@ use std::sync::{Arc, Mutex};
 
 mod claim;
 mod compare;
+mod comparer;
 pub mod existing;
 mod fill;
 mod finish;

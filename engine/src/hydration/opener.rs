@@ -6,10 +6,10 @@
 
 use crossbeam::channel::{Receiver, Sender};
 
-use super::fill::Shared;
 use super::plan::Job;
-use super::source::SourceFiles;
+use super::source::{OpenSource, SourceFiles};
 use crate::Result;
+use crate::io::Disk;
 use crate::io::disk::Part;
 
 /// Opens that wait for the mount's server at once: more would only queue there.
@@ -28,10 +28,15 @@ pub(super) struct Opened {
 }
 
 /// Serves requests until all workers have ended.
-pub(super) fn serve(requests: &Receiver<Request>, shared: &Shared<'_>) {
+pub(super) fn serve(
+    requests: &Receiver<Request>,
+    source: &OpenSource,
+    disk: &dyn Disk,
+    go_on: impl Fn() -> Result<()>,
+) {
     for Request { job, reply } in requests {
         // After a failure nobody reads any more.
-        let parts = shared.go_on().and_then(|()| SourceFiles::new().parts(&shared.source, &job.reads, shared.disk));
+        let parts = go_on().and_then(|()| SourceFiles::new().parts(source, &job.reads, disk));
         // A worker that has ended needs no answer.
         let _ = reply.send(Opened { job, parts });
     }

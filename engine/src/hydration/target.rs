@@ -4,14 +4,16 @@
 //! write ever reaches past the end of a file and no size has to be put right.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::fill::Shared;
+use super::layout::Roots;
 use super::plan::Missing;
 use crate::Result;
 use crate::format::file::FileRecord;
 use crate::io::disk::Part;
-use crate::io::{Open, OpenFile};
+use crate::io::{Disk, Open, OpenFile};
 use crate::units::{BlockNumber, DIRECT_BYTES};
 
 /// Files that stay open for the next block: jobs come back in any order, but near each other.
@@ -30,6 +32,8 @@ pub(super) struct Writes {
 /// One worker's open files of the target.
 pub(super) struct TargetFiles {
     open: VecDeque<(Arc<FileRecord>, Handles)>,
+    /// Whether whole 4 KiB go past the page cache; none before the first of them.
+    direct: Option<bool>,
 }
 
 /// The two ways into a file, opened when they are first needed.
@@ -41,34 +45,53 @@ struct Handles {
 
 impl TargetFiles {
     pub(super) fn new() -> Self {
-        Self { open: VecDeque::new() }
+        Self { open: VecDeque::new(), direct: None }
     }
 
     /// Adds the block whose bytes begin at `at` of the buffer.
     pub(super) fn add(&mut self, writes: &mut Writes, block: &Missing, at: usize, shared: &Shared<'_>) -> Result<()> {
-        let offset = block.index * shared.backup.info.block_bytes.bytes() as u64;
-        let whole = block.bytes - block.bytes % DIRECT_BYTES;
-        if whole > 0 {
-            let file = self.file(block, Open::Write, shared)?;
-            shared.note_direct(file.direct);
-            push(writes, &file, offset, at, whole, block.file.modified);
-        }
-        if whole < block.bytes {
-            let file = self.file(block, Open::WriteBuffered, shared)?;
-            push(writes, &file, offset + whole as u64, at + whole, block.bytes - whole, block.file.modified);
+        let first = block.index * shared.backup.info.block_bytes.bytes() as u64;
+        self.add_run(writes, block, first..first + block.bytes as u64, at, (shared.roots, shared.disk))?;
+        if let Some(direct) = self.direct {
+            shared.note_direct(direct);
         }
         writes.blocks.push((block.number(), block.bytes));
         Ok(())
     }
 
-    fn file(&mut self, block: &Missing, how: Open, shared: &Shared<'_>) -> Result<Arc<OpenFile>> {
+    /// Adds bytes `run` of a block's file, which begin at `at` of the buffer. They end at a multiple of 4 KiB, or where the
+    /// file ends.
+    pub(super) fn add_run(
+        &mut self,
+        writes: &mut Writes,
+        block: &Missing,
+        run: Range<u64>,
+        at: usize,
+        target: (&Roots, &dyn Disk),
+    ) -> Result<()> {
+        let tail = run.end - run.end % DIRECT_BYTES as u64;
+        for (part, how) in [(run.start..tail, Open::Write), (tail.max(run.start)..run.end, Open::WriteBuffered)] {
+            if !part.is_empty() {
+                let file = self.file(block, how, target)?;
+                if how == Open::Write {
+                    self.direct = Some(file.direct);
+                }
+                // Both are within a block.
+                let (skipped, bytes) = ((part.start - run.start) as usize, (part.end - part.start) as usize);
+                push(writes, &file, part.start, at + skipped, bytes, block.file.modified);
+            }
+        }
+        Ok(())
+    }
+
+    fn file(&mut self, block: &Missing, how: Open, (roots, disk): (&Roots, &dyn Disk)) -> Result<Arc<OpenFile>> {
         if !self.open.iter().any(|(file, _)| Arc::ptr_eq(file, &block.file)) {
             if self.open.len() == FILES_OPEN {
                 self.open.pop_front();
             }
             self.open.push_back((Arc::clone(&block.file), Handles::default()));
         }
-        let open = || shared.disk.open(shared.roots.place(&block.file.path)?, how);
+        let open = || disk.open(roots.place(&block.file.path)?, how);
         // The file was made sure of just above.
         let Some((_, handles)) = self.open.iter_mut().find(|(file, _)| Arc::ptr_eq(file, &block.file)) else {
             return open();

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::keys;
 use crate::blocks::{Blocks, Scratch};
@@ -20,12 +21,6 @@ use crate::store::{Existing, Store, Upload};
 use crate::units::{BlockSize, ClusterName, DIRECT_BYTES, PackId};
 use crate::{Error, Result};
 
-/// Bytes are written in multiples of this, but for the last.
-const WRITE_BYTES: usize = 1 << 20;
-/// Bytes are collected before they are written.
-const PENDING_BYTES: usize = 4 * WRITE_BYTES;
-
-const _: () = assert!(WRITE_BYTES.is_multiple_of(DIRECT_BYTES));
 const _: () = assert!(PACK_BYTES_MAX <= u32::MAX as u64);
 
 /// What became of a block.
@@ -65,20 +60,27 @@ pub struct PackWriter {
     /// The parent's block that a patch is made against.
     base: Vec<u8>,
     encoded: Vec<u8>,
+    /// For packs that are ended.
+    waited: Duration,
 }
 
 struct OpenPack {
     id: PackId,
     upload: Box<dyn Upload>,
-    /// Bytes behind those of the upload.
-    pending: Vec<u8>,
 }
 
 impl PackWriter {
     pub(super) fn new(shared: &Arc<Packs>) -> Result<Self> {
         shared.unfinished.fetch_add(1, Ordering::SeqCst);
         let shared = Arc::clone(shared);
-        Ok(Self { shared, pack: None, scratch: Scratch::default(), base: Vec::new(), encoded: Vec::new() })
+        Ok(Self {
+            shared,
+            pack: None,
+            scratch: Scratch::default(),
+            base: Vec::new(),
+            encoded: Vec::new(),
+            waited: Duration::ZERO,
+        })
     }
 
     /// Stores one block. `hash` saves hashing again; `parent` is the record at the same place in the parent backup, of
@@ -113,6 +115,11 @@ impl PackWriter {
         self.end_pack()?;
         self.shared.unfinished.fetch_sub(1, Ordering::SeqCst);
         Ok(())
+    }
+
+    /// How long this worker has waited for packs to be written so far.
+    pub fn waited(&self) -> Duration {
+        self.waited + self.pack.as_ref().map_or(Duration::ZERO, |pack| pack.upload.waited())
     }
 
     /// Stores the pages in which `raw` differs from the parent's base, where those are few.
@@ -160,21 +167,20 @@ impl PackWriter {
             none => none.insert(OpenPack::begin(&self.shared)?),
         };
         if codec == Codec::Raw {
-            pack.pad();
+            pack.pad()?;
         }
         let offset = pack.end();
-        pack.pending.extend_from_slice(run);
+        pack.upload.append(run)?;
         if codec == Codec::Raw {
-            pack.pad();
+            pack.pad()?;
         }
-        pack.write(PENDING_BYTES)?;
         // A pack ends below `PACK_BYTES_MAX`, and a run is no longer than a block.
         Ok(Extent { pack: pack.id, offset: offset as u32, stored: run.len() as u32 })
     }
 
     fn end_pack(&mut self) -> Result<()> {
-        let Some(mut pack) = self.pack.take() else { return Ok(()) };
-        pack.write(0)?;
+        let Some(pack) = self.pack.take() else { return Ok(()) };
+        self.waited += pack.upload.waited();
         self.shared.added_bytes.fetch_add(pack.upload.written(), Ordering::Relaxed);
         pack.upload.commit()
     }
@@ -196,30 +202,20 @@ impl OpenPack {
                 shared.store.describe(&key).display()
             )));
         }
-        let upload = shared.store.create(&key, Existing::Refuse)?;
+        let mut upload = shared.store.create_large(&key, Existing::Refuse)?;
         let header = PackHeader { repository: shared.repository, pack: id, block_size: shared.block_size };
-        let mut pending = Vec::with_capacity(PENDING_BYTES + BlockSize::MAX.bytes());
-        pending.extend_from_slice(&header.to_bytes());
-        Ok(Self { id, upload, pending })
+        upload.append(&header.to_bytes())?;
+        Ok(Self { id, upload })
     }
 
     fn end(&self) -> u64 {
-        self.upload.written() + self.pending.len() as u64
+        self.upload.written()
     }
 
-    /// To the next multiple of [`DIRECT_BYTES`]; what is written lies on one already.
-    fn pad(&mut self) {
-        self.pending.resize(self.pending.len().next_multiple_of(DIRECT_BYTES), 0);
-    }
-
-    /// Writes once more than `limit` bytes are pending: whole requests, or with limit 0 everything.
-    fn write(&mut self, limit: usize) -> Result<()> {
-        if self.pending.len() <= limit {
-            return Ok(());
-        }
-        let bytes = if limit == 0 { self.pending.len() } else { self.pending.len() / WRITE_BYTES * WRITE_BYTES };
-        self.upload.append(&self.pending[..bytes])?;
-        self.pending.drain(..bytes);
-        Ok(())
+    /// To the next multiple of [`DIRECT_BYTES`].
+    fn pad(&mut self) -> Result<()> {
+        const ZEROS: [u8; DIRECT_BYTES] = [0; DIRECT_BYTES];
+        let over = self.end() % DIRECT_BYTES as u64;
+        if over == 0 { Ok(()) } else { self.upload.append(&ZEROS[over as usize..]) }
     }
 }

@@ -106,7 +106,7 @@ pub struct BackupWriter {
 
 /// The file that new chunks are appended to.
 struct ManifestFile {
-    upload: Box<dyn Upload>,
+    upload: Box<dyn Upload + Send>,
 }
 
 /// What is known of the groups that were committed.

@@ -8,6 +8,7 @@ use crate::Error;
 /// Runs all of it; `make` gives an empty store for each name.
 pub(crate) fn run(make: &dyn Fn(&str) -> Box<dyn Store>) {
     a_key_appears_as_a_whole(&*make("whole"));
+    a_large_upload_has_every_byte_and_no_more(&*make("large"));
     an_upload_that_is_dropped_leaves_nothing(&*make("dropped"));
     an_existing_key_is_refused_or_replaced(&*make("existing"));
     reading_past_the_end_is_corruption(&*make("past"));
@@ -32,6 +33,25 @@ fn a_key_appears_as_a_whole(store: &dyn Store) {
     store.read_at("a/b/key", 6, &mut middle).unwrap();
     assert_eq!(&middle, b"second");
     assert_eq!(store.get("a/b/key", 100).unwrap(), b"first second");
+}
+
+fn a_large_upload_has_every_byte_and_no_more(store: &dyn Store) {
+    let content: Vec<u8> = (0..9_000_001_u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    for (name, bytes, step) in
+        [("empty", 0, 1), ("tiny", 5, 3), ("odd", content.len(), 700_001), ("whole", 8 << 20, 4 << 20)]
+    {
+        let mut upload = store.create_large(name, Existing::Refuse).unwrap();
+        content[..bytes].chunks(step).for_each(|part| upload.append(part).unwrap());
+        assert_eq!(upload.written(), bytes as u64);
+        assert_eq!(store.size(name).unwrap(), None);
+        upload.commit().unwrap();
+        assert_eq!(store.size(name).unwrap(), Some(bytes as u64));
+        assert!(store.get(name, u64::MAX - 1).unwrap() == content[..bytes], "{name}");
+    }
+    let mut dropped = store.create_large("dropped", Existing::Refuse).unwrap();
+    dropped.append(&content).unwrap();
+    drop(dropped);
+    assert_eq!(store.size("dropped").unwrap(), None);
 }
 
 fn an_upload_that_is_dropped_leaves_nothing(store: &dyn Store) {

@@ -66,9 +66,15 @@ impl Store for FailingStore {
         self.inner.get(key, limit)
     }
 
-    fn create(&self, key: &str, existing: Existing) -> Result<Box<dyn Upload>> {
+    fn create(&self, key: &str, existing: Existing) -> Result<Box<dyn Upload + Send>> {
         self.turn.next("create", self.describe(key))?;
         let upload = self.inner.create(key, existing)?;
+        Ok(Box::new(FailingUpload { upload, path: self.describe(key), turn: Arc::clone(&self.turn) }))
+    }
+
+    fn create_large(&self, key: &str, existing: Existing) -> Result<Box<dyn Upload>> {
+        self.turn.next("create", self.describe(key))?;
+        let upload = self.inner.create_large(key, existing)?;
         Ok(Box::new(FailingUpload { upload, path: self.describe(key), turn: Arc::clone(&self.turn) }))
     }
 
@@ -101,13 +107,13 @@ impl Store for FailingStore {
     }
 }
 
-struct FailingUpload {
-    upload: Box<dyn Upload>,
+struct FailingUpload<U: ?Sized> {
+    upload: Box<U>,
     path: PathBuf,
     turn: Arc<Turn>,
 }
 
-impl Upload for FailingUpload {
+impl<U: Upload + ?Sized> Upload for FailingUpload<U> {
     fn append(&mut self, bytes: &[u8]) -> Result<()> {
         self.turn.next("write", self.path.clone())?;
         self.upload.append(bytes)

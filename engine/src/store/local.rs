@@ -15,10 +15,12 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
 
+use super::large::LargeFile;
 use super::{Entry, Existing, Store, Upload};
 use crate::io::Root;
 use crate::io::durable::{self, Directory};
@@ -124,6 +126,26 @@ impl LocalStore {
         self.open_files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// An upload, whose file `sink` makes ready.
+    fn begin<S: Sink>(
+        &self,
+        key: &str,
+        existing: Existing,
+        sink: impl FnOnce(File, &Path) -> Result<S>,
+    ) -> Result<LocalUpload<S>> {
+        let (parent, name) = split(check(key)?)?;
+        let root = self.made_root()?;
+        let directory = self.made(&root, parent)?;
+        let (temporary, file) = directory.create_beside(name, FILE_MODE)?;
+        let path = directory.path().join(name);
+        let handed_over = hand_over(&root, &file, &path).and_then(|()| sink(file, &path));
+        let sink = handed_over.inspect_err(|_| {
+            let _ = rustix::fs::unlinkat(&directory, &temporary, AtFlags::empty());
+        })?;
+        let name = name.to_owned();
+        Ok(LocalUpload { path, name, directory, temporary, sink, existing, written: 0, failed: false, renamed: false })
+    }
+
     fn opened(&self, key: &str, path: &Path) -> Result<Arc<File>> {
         if let Some(file) = self.open_files().get(key) {
             return Ok(file);
@@ -189,24 +211,12 @@ impl Store for LocalStore {
         Ok(bytes)
     }
 
-    fn create(&self, key: &str, existing: Existing) -> Result<Box<dyn Upload>> {
-        let (parent, name) = split(check(key)?)?;
-        let root = self.made_root()?;
-        let directory = self.made(&root, parent)?;
-        let (temporary, file) = directory.create_beside(name, FILE_MODE)?;
-        let upload = LocalUpload {
-            path: directory.path().join(name),
-            name: name.to_owned(),
-            directory,
-            temporary,
-            file,
-            existing,
-            written: 0,
-            failed: false,
-            renamed: false,
-        };
-        hand_over(&root, &upload.file, &upload.path)?;
-        Ok(Box::new(upload))
+    fn create(&self, key: &str, existing: Existing) -> Result<Box<dyn Upload + Send>> {
+        Ok(Box::new(self.begin(key, existing, |file, _| Ok(file))?))
+    }
+
+    fn create_large(&self, key: &str, existing: Existing) -> Result<Box<dyn Upload>> {
+        Ok(Box::new(self.begin(key, existing, LargeFile::new)?))
     }
 
     fn settle(&self, key: &str) -> Result<()> {
@@ -267,13 +277,52 @@ impl Store for LocalStore {
     }
 }
 
-struct LocalUpload {
+/// What takes the bytes of an upload.
+trait Sink {
+    /// Adds `bytes` at `offset`, which is the end.
+    fn append(&mut self, bytes: &[u8], path: &Path, offset: u64) -> Result<()>;
+    /// How long the disk was waited for.
+    fn waited(&self) -> Duration;
+    /// The file, with all bytes in it.
+    fn finish(&mut self) -> Result<&File>;
+}
+
+impl Sink for File {
+    fn append(&mut self, bytes: &[u8], path: &Path, offset: u64) -> Result<()> {
+        self.write_all(bytes).map_err(|cause| Error::io_at("write", path, offset, cause))
+    }
+
+    fn waited(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn finish(&mut self) -> Result<&File> {
+        Ok(self)
+    }
+}
+
+impl Sink for LargeFile {
+    fn append(&mut self, bytes: &[u8], _: &Path, _: u64) -> Result<()> {
+        Self::append(self, bytes)
+    }
+
+    fn waited(&self) -> Duration {
+        Self::waited(self)
+    }
+
+    fn finish(&mut self) -> Result<&File> {
+        Self::finish(self)?;
+        Ok(self.file())
+    }
+}
+
+struct LocalUpload<S> {
     /// For messages.
     path: PathBuf,
     directory: Directory,
     name: OsString,
     temporary: OsString,
-    file: File,
+    sink: S,
     existing: Existing,
     written: u64,
     /// Some of a write may be in the file: nothing after it would be where it should.
@@ -281,13 +330,12 @@ struct LocalUpload {
     renamed: bool,
 }
 
-impl Upload for LocalUpload {
+impl<S: Sink> Upload for LocalUpload<S> {
     fn append(&mut self, bytes: &[u8]) -> Result<()> {
         self.refuse_after_failure()?;
-        self.file.write_all(bytes).map_err(|cause| {
-            self.failed = true;
-            Error::io_at("write", &self.path, self.written, cause)
-        })?;
+        self.failed = true;
+        self.sink.append(bytes, &self.path, self.written)?;
+        self.failed = false;
         self.written += bytes.len() as u64;
         Ok(())
     }
@@ -296,9 +344,13 @@ impl Upload for LocalUpload {
         self.written
     }
 
+    fn waited(&self) -> Duration {
+        self.sink.waited()
+    }
+
     fn commit(mut self: Box<Self>) -> Result<()> {
         self.refuse_after_failure()?;
-        durable::sync_file(&self.file, &self.path)?;
+        durable::sync_file(self.sink.finish()?, &self.path)?;
         match self.existing {
             Existing::Refuse => self.directory.rename_new(&self.temporary, &self.name)?,
             Existing::Replace => self.directory.rename(&self.temporary, &self.name)?,
@@ -308,7 +360,7 @@ impl Upload for LocalUpload {
     }
 }
 
-impl LocalUpload {
+impl<S> LocalUpload<S> {
     fn refuse_after_failure(&self) -> Result<()> {
         if !self.failed {
             return Ok(());
@@ -317,7 +369,7 @@ impl LocalUpload {
     }
 }
 
-impl Drop for LocalUpload {
+impl<S> Drop for LocalUpload<S> {
     fn drop(&mut self) {
         if !self.renamed {
             // What cannot be removed now is swept later; it is invisible either way.

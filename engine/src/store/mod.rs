@@ -10,6 +10,7 @@
 use std::fmt::Debug;
 use std::fs::File;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::Result;
 
@@ -17,6 +18,7 @@ use crate::Result;
 pub(crate) mod conformance;
 #[cfg(test)]
 pub(crate) mod failing;
+mod large;
 mod local;
 
 pub use local::LocalStore;
@@ -75,7 +77,12 @@ pub trait Store: Send + Sync + Debug {
     }
 
     /// Begins a key of any size.
-    fn create(&self, key: &str, existing: Existing) -> Result<Box<dyn Upload>>;
+    fn create(&self, key: &str, existing: Existing) -> Result<Box<dyn Upload + Send>>;
+
+    /// The same for very many bytes, from the thread that begins it.
+    fn create_large(&self, key: &str, existing: Existing) -> Result<Box<dyn Upload>> {
+        Ok(self.create(key, existing)?)
+    }
 
     /// Makes durable that `key` exists, for whoever found it there but did not write it.
     fn settle(&self, key: &str) -> Result<()>;
@@ -98,12 +105,17 @@ pub trait Store: Send + Sync + Debug {
 }
 
 /// A key on its way. Dropped without a commit, it leaves nothing that a reader can see.
-pub trait Upload: Send {
+pub trait Upload {
     /// Adds `bytes` at the end. After an error only dropping it is of use.
     fn append(&mut self, bytes: &[u8]) -> Result<()>;
 
     /// Bytes appended so far.
     fn written(&self) -> u64;
+
+    /// How long whoever appends was kept waiting for the store.
+    fn waited(&self) -> Duration {
+        Duration::ZERO
+    }
 
     /// Makes the bytes durable, then the name.
     fn commit(self: Box<Self>) -> Result<()>;

@@ -8,6 +8,7 @@ use super::*;
 use crate::Error;
 use crate::io::power_cut::Recording;
 use crate::io::simulated::{Fault, Simulated};
+use crate::page::is_zero;
 
 fn existing(layout: &Layout) -> Existing {
     let homes = layout.homes().into_iter().map(|(home, _)| home).collect();
@@ -30,7 +31,7 @@ fn delta_of(
     hydration.make_unstartable()?;
     hydration.clear(&progress)?;
     hydration.outline(2, &progress)?;
-    let compared = hydration.compare(2, 32 << 20, &progress)?;
+    let compared = hydration.compare(&fill_from(source.clone()), &progress)?;
     let filled = hydration.fill(&fill_from(source), &progress)?;
     hydration.place_last(&filled)?;
     Ok((compared, filled))
@@ -66,7 +67,7 @@ fn earlier(compression: Compression) -> (Sample, Tree) {
 }
 
 #[test]
-fn only_blocks_that_differ_are_written_from_every_source_on_every_disk() {
+fn only_pages_that_differ_are_written_from_every_source_on_every_disk() {
     let (sample, mut before) = earlier(Compression::Lz4);
     before.remove("tablespace_map");
     let disks: [Arc<dyn Disk>; 4] = [
@@ -75,22 +76,34 @@ fn only_blocks_that_differ_are_written_from_every_source_on_every_disk() {
         Arc::new(LocalDisk::with(Engine::Plain, false).with_silent_syncs()),
         Arc::new(LocalDisk::with_short_requests(3001, false)),
     ];
-    let differing = |path: &String, entry: &Entry| match (entry, &sample.tree[path]) {
-        (Entry::File(old), Entry::File(new)) if !is_placed_last(path) => {
-            old.chunks(SIZE.bytes()).zip(new.chunks(SIZE.bytes())).filter(|(old, new)| old != new).count() as u64
-        }
-        _ => 0,
+    // Of the blocks that have anything in them: the others are made zero as a whole.
+    let differing = |unit: usize, zeros: bool| -> u64 {
+        let of_file = |(path, old): (&String, &Entry)| match (old, &sample.tree[path]) {
+            (Entry::File(old), Entry::File(new)) if !is_placed_last(path) => {
+                let blocks = old.chunks(SIZE.bytes()).zip(new.chunks(SIZE.bytes()));
+                let blocks = blocks.filter(|(_, new)| is_zero(new) == zeros);
+                let units = blocks.flat_map(|(old, new)| old.chunks(unit).zip(new.chunks(unit)));
+                units
+                    .filter(|(old, new)| old != new)
+                    .map(|(_, new)| if unit == SIZE.bytes() { 1 } else { new.len() as u64 })
+                    .sum()
+            }
+            _ => 0,
+        };
+        before.iter().map(of_file).sum()
     };
-    let differing: u64 = before.iter().map(|(path, entry)| differing(path, entry)).sum();
-    assert!(differing > 10);
+    let (changed, zeroed) = (differing(SIZE.bytes(), false), differing(SIZE.bytes(), true));
+    let written_bytes = differing(PAGE_BYTES, false);
+    assert!(changed > 10 && written_bytes < changed * SIZE.bytes() as u64);
     for (number, disk) in disks.into_iter().enumerate() {
         for (name, source) in [("blocks", Source::Blocks), ("mount", Source::Mount(sample.mount()))] {
             let layout = sample.target(&format!("{name}{number}"));
             lay_out(&before, &layout);
             let (compared, filled) = delta(&sample, &layout, source, Arc::clone(&disk)).unwrap();
             assert_same(&sample.tree, &layout);
-            assert_eq!(filled.blocks + compared.zeroed_blocks, differing);
-            assert_eq!(compared.blocks - compared.same_blocks, differing);
+            assert_eq!((compared.changed_blocks, compared.zeroed_blocks), (changed, zeroed), "{name}{number}");
+            assert_eq!(compared.blocks - compared.same_blocks, changed + zeroed);
+            assert_eq!((compared.written_bytes, filled.bytes), (written_bytes, 0), "{name}{number}");
             assert_eq!(compared.unreadable_blocks, 0);
         }
     }
@@ -214,11 +227,11 @@ fn no_block_is_written_before_the_others_are_compared_and_nothing_goes_while_it_
     let plain = Hydration::begin(sample.backup.clone(), &layout, &session(), None, disk());
     assert!(matches!(plain, Err(Error::Refused(_))));
     // What the map has is not compared again.
-    hydration.compare(1, 32 << 20, &progress).unwrap();
+    hydration.compare(&fill_from(Source::Blocks), &progress).unwrap();
     hydration.fill(&fill_from(Source::Blocks), &progress).unwrap();
     let again = begin();
     again.outline(1, &progress).unwrap();
-    assert_eq!(again.compare(1, 32 << 20, &progress).unwrap(), Compared::default());
+    assert_eq!(again.compare(&fill_from(Source::Blocks), &progress).unwrap(), Compared::default());
 }
 
 #[test]

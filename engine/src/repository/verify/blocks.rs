@@ -14,7 +14,7 @@ use crate::blocks::{Blocks, Scratch};
 use crate::checksum::Hash;
 use crate::format::file::FileRecord;
 use crate::format::manifest::LEAF_RECORDS;
-use crate::progress::Progress;
+use crate::progress::{Progress, Stage};
 use crate::repository::manifest::{Audit, PlacedGroup};
 use crate::repository::{Backup, keys};
 use crate::{Error, Result};
@@ -41,6 +41,10 @@ pub(super) fn prove(backup: &Backup, proven: &Proven, found: &Found, progress: &
             return Err(Error::Cancelled);
         }
         progress.advance(reader.prove_leaf(&placed, leaf, scratch));
+        let (reading, decoding) = scratch.take_spent();
+        for (stage, time) in [(Stage::Repository, reading), (Stage::Decode, decoding)] {
+            progress.waited(stage, u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+        }
         Ok(())
     })?;
     if let Some(Err(error)) = audit.map(|audit| backup.manifest.audit_totals(&audit)) {
