@@ -117,6 +117,11 @@ impl Upload for FailingUpload {
         self.upload.written()
     }
 
+    fn sync(&mut self) -> Result<()> {
+        self.turn.next("sync", self.path.clone())?;
+        self.upload.sync()
+    }
+
     fn commit(self: Box<Self>) -> Result<()> {
         self.turn.next("sync", self.path.clone())?;
         self.upload.commit()

@@ -203,6 +203,7 @@ impl Store for LocalStore {
             existing,
             written: 0,
             failed: false,
+            synced: false,
             renamed: false,
         };
         hand_over(&root, &upload.file, &upload.path)?;
@@ -278,12 +279,14 @@ struct LocalUpload {
     written: u64,
     /// Some of a write may be in the file: nothing after it would be where it should.
     failed: bool,
+    synced: bool,
     renamed: bool,
 }
 
 impl Upload for LocalUpload {
     fn append(&mut self, bytes: &[u8]) -> Result<()> {
         self.refuse_after_failure()?;
+        self.synced = false;
         self.file.write_all(bytes).map_err(|cause| {
             self.failed = true;
             Error::io_at("write", &self.path, self.written, cause)
@@ -296,9 +299,19 @@ impl Upload for LocalUpload {
         self.written
     }
 
-    fn commit(mut self: Box<Self>) -> Result<()> {
+    fn sync(&mut self) -> Result<()> {
         self.refuse_after_failure()?;
-        durable::sync_file(&self.file, &self.path)?;
+        if !self.synced {
+            // Whatever becomes of it: a sync that failed is final.
+            self.failed = true;
+            durable::sync_file(&self.file, &self.path)?;
+            (self.failed, self.synced) = (false, true);
+        }
+        Ok(())
+    }
+
+    fn commit(mut self: Box<Self>) -> Result<()> {
+        self.sync()?;
         match self.existing {
             Existing::Refuse => self.directory.rename_new(&self.temporary, &self.name)?,
             Existing::Replace => self.directory.rename(&self.temporary, &self.name)?,

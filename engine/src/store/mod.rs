@@ -105,6 +105,9 @@ pub trait Upload: Send {
     /// Bytes appended so far.
     fn written(&self) -> u64;
 
+    /// Makes the bytes durable, for whoever commits later: nothing may be appended after it.
+    fn sync(&mut self) -> Result<()>;
+
     /// Makes the bytes durable, then the name.
     fn commit(self: Box<Self>) -> Result<()>;
 }
