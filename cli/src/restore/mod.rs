@@ -35,6 +35,7 @@ pub(crate) mod conf;
 mod configure;
 mod copy;
 mod delta;
+mod effective;
 mod files;
 mod finish;
 mod handover;
