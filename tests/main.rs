@@ -10,6 +10,7 @@
 mod support;
 
 mod adopt;
+mod ahead;
 mod archive;
 mod backups;
 mod checks;

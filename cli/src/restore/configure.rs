@@ -34,6 +34,7 @@ use engine::units::SessionId;
 use serde::{Deserialize, Serialize};
 
 use super::conf::{self, Setting};
+use super::effective::Effective;
 use super::files;
 use super::isolation::Isolation;
 use super::plan::Plan;
@@ -117,8 +118,8 @@ impl<'a> Configuration<'a> {
             auto = conf::without_block(&auto, ISOLATED);
             self.write(AUTO, &auto)?;
         }
-        let effective = |name: &str| effective(binaries, owner, self.plan.data(), name);
-        Isolation::of(&effective, &|name| conf::value_of(&auto, name)).map(Some)
+        let known = Effective::ask(binaries, owner, self.plan.data(), &Isolation::asks_for())?;
+        Isolation::of(&|name| known.of(name), &|name| conf::value_of(&auto, name)).map(Some)
     }
 
     /// Edits the files for the recovery and puts its signal file in place. Can be done again after a crash anywhere
@@ -194,8 +195,10 @@ impl<'a> Configuration<'a> {
         control: &ControlFile,
     ) -> anyhow::Result<Vec<Setting>> {
         let mut lacking = Vec::new();
-        for (name, needed) in control.hot_standby_needs() {
-            let given = effective(binaries, owner, self.plan.data(), name)?;
+        let needs = control.hot_standby_needs();
+        let known = Effective::ask(binaries, owner, self.plan.data(), &needs.map(|(name, _)| name))?;
+        for (name, needed) in needs {
+            let given = known.of(name)?;
             if given.parse().is_ok_and(|given: u32| given < needed) {
                 lacking.push(Setting::new(name, needed.to_string()));
             }
@@ -315,7 +318,7 @@ impl<'a> Configuration<'a> {
 
     /// What PostgreSQL itself makes of the data directory's configuration.
     pub(super) fn effective(&self, owner: &Owner, name: &str) -> anyhow::Result<String> {
-        effective(&Binaries::in_directory(&self.plan.programs)?, owner, self.plan.data(), name)
+        Effective::ask(&Binaries::in_directory(&self.plan.programs)?, owner, self.plan.data(), &[name])?.of(name)
     }
 
     /// What [`Self::leave_for_first_start`] leaves, and nobody takes out again.
@@ -486,7 +489,11 @@ impl<'a> Configuration<'a> {
     /// What would lead the copy into the original's directories, made explicit; and the port.
     fn kept(&self, binaries: &Binaries, owner: &Owner) -> anyhow::Result<Vec<Setting>> {
         let data = self.plan.data();
-        let effective = |name: &str| effective(binaries, owner, data, name);
+        let mut names = KEPT_ASKS_FOR.to_vec();
+        let own_statistics = self.own_statistics();
+        names.extend(own_statistics.iter().map(|own| own.name.as_str()));
+        let known = Effective::ask(binaries, owner, data, &names)?;
+        let effective = |name: &str| known.of(name);
         let mut kept = Vec::new();
         let data_text = data.to_str().context("the data directory's path is not UTF-8")?;
         if Path::new(&effective("data_directory")?) != data {
@@ -501,7 +508,7 @@ impl<'a> Configuration<'a> {
             if leads_outside(&effective("external_pid_file")?, data) {
                 kept.push(Setting::new("external_pid_file", ""));
             }
-            if let Some(own) = self.own_statistics()
+            if let Some(own) = own_statistics.clone()
                 && leads_outside(&effective(&own.name)?, data)
             {
                 kept.push(own);
@@ -513,8 +520,9 @@ impl<'a> Configuration<'a> {
         }
         // Another machine: with one of these missing the server would not start.
         if effective("ssl")? == "on" {
+            let known = Effective::ask(binaries, owner, data, &TLS_FILES)?;
             for name in TLS_FILES {
-                let path = effective(name)?;
+                let path = known.of(name)?;
                 if leads_outside(&path, data) && !owner_may("-r", &resolved(&path, data), owner) {
                     kept.push(Setting::new("ssl", "off"));
                     break;
@@ -563,6 +571,17 @@ impl<'a> Configuration<'a> {
 const DEFAULT_PORT: u16 = 5432;
 const HBA: &str = "pg_hba.conf";
 const IDENT: &str = "pg_ident.conf";
+/// What may lead a copy to where its original works.
+const KEPT_ASKS_FOR: [&str; 8] = [
+    "data_directory",
+    "hba_file",
+    "ident_file",
+    "external_pid_file",
+    "log_directory",
+    "ssl",
+    "unix_socket_directories",
+    "port",
+];
 /// A server with TLS reads them at its start.
 const TLS_FILES: [&str; 5] = ["ssl_cert_file", "ssl_key_file", "ssl_ca_file", "ssl_crl_file", "ssl_dh_params_file"];
 /// Behind a directory that only the owner may enter.
@@ -594,24 +613,12 @@ fn dangerous_commands() -> [Setting; 5] {
     ]
 }
 
-/// `'/usr/bin/pghydrant' wal fetch …`: each word quoted for the shell, `%` doubled for PostgreSQL.
+/// `exec '/usr/bin/pghydrant' wal fetch …`: each word quoted for the shell, `%` doubled for PostgreSQL.
 fn restore_command(program: &Path, plan: &Plan) -> String {
     let word = |path: &Path| format!("'{}'", path.to_string_lossy().replace('\'', r"'\''")).replace('%', "%%");
     let (program, repository) = (word(program), word(&plan.repository));
-    format!("{program} wal fetch --repo {repository} --cluster '{}' %f %p", plan.cluster)
-}
-
-/// What PostgreSQL itself makes of the configuration in `data`.
-fn effective(binaries: &Binaries, owner: &Owner, data: &Path, name: &str) -> anyhow::Result<String> {
-    let mut command = owner.command(binaries.require("postgres")?)?;
-    command.arg("-D").arg(data).arg("-C").arg(name).stdin(std::process::Stdio::null());
-    let output = command.output().context("cannot run postgres")?;
-    if !output.status.success() {
-        let words = String::from_utf8_lossy(&output.stderr);
-        anyhow::bail!("PostgreSQL refuses the configuration in {}: {}", data.display(), words.trim());
-    }
-    let text = String::from_utf8(output.stdout).with_context(|| format!("the value of {name} is not UTF-8"))?;
-    Ok(text.strip_suffix('\n').unwrap_or(&text).to_owned())
+    // Without a shell that waits for it.
+    format!("exec {program} wal fetch --repo {repository} --cluster '{}' %f %p", plan.cluster)
 }
 
 /// Whether a file setting names a place that is not in the data directory, where the server works.

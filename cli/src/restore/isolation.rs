@@ -65,6 +65,11 @@ impl Default for Isolation {
 }
 
 impl Isolation {
+    /// The settings whose values decide.
+    pub(super) fn asks_for() -> Vec<&'static str> {
+        OFF.iter().map(|(name, _)| *name).chain([PRELOADED]).collect()
+    }
+
     /// Decides, from what PostgreSQL makes of the original's configuration. `in_auto` is what `postgresql.auto.conf` says of
     /// a setting: where it says something, `ALTER SYSTEM RESET` takes the original's away together with ours.
     pub(crate) fn of(

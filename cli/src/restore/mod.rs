@@ -7,7 +7,7 @@
 //! copy       every block verified before it is written                      copy, engine::hydration
 //! configure  restore settings into the configuration, isolation of a copy   configure, conf, isolation, marker
 //! start      backup_label and pg_control in place, then pg_ctl -W           recover
-//! recover    WAL staged ahead of the replay; watched, not believed          recovery, staging
+//! recover    WAL staged ahead of the replay; watched, not believed          recovery, staging, laid
 //! act        promote, pause or shut down: what the server really did        recover
 //! check      pg_amcheck, if it is asked for, before others can connect      check
 //! revert     the configuration, once the server has left recovery           finish
@@ -35,11 +35,13 @@ pub(crate) mod conf;
 mod configure;
 mod copy;
 mod delta;
+mod effective;
 mod files;
 mod finish;
 mod handover;
 pub(crate) mod hba;
 pub(crate) mod isolation;
+pub(crate) mod laid;
 pub(crate) mod marker;
 mod moment;
 mod plan;

@@ -36,7 +36,7 @@ use crate::postgres::log;
 use crate::postgres::postmaster::Status;
 
 /// Between two looks: what the user waits for at the end of a recovery.
-const POLL: Duration = Duration::from_millis(50);
+const POLL: Duration = Duration::from_millis(20);
 /// Between two attempts to log in while the server is not ready for it.
 const LOGIN_PAUSE: Duration = Duration::from_millis(500);
 /// Between two objects for a program, and two lines in a log.

@@ -143,7 +143,7 @@ impl LocalStore {
             let _ = rustix::fs::unlinkat(&directory, &temporary, AtFlags::empty());
         })?;
         let name = name.to_owned();
-        Ok(LocalUpload { path, name, directory, temporary, sink, existing, written: 0, failed: false, renamed: false })
+        Ok(LocalUpload { path, name, directory, temporary, sink, existing, written: 0, failed: false, synced: false, renamed: false })
     }
 
     fn opened(&self, key: &str, path: &Path) -> Result<Arc<File>> {
@@ -327,12 +327,14 @@ struct LocalUpload<S> {
     written: u64,
     /// Some of a write may be in the file: nothing after it would be where it should.
     failed: bool,
+    synced: bool,
     renamed: bool,
 }
 
 impl<S: Sink> Upload for LocalUpload<S> {
     fn append(&mut self, bytes: &[u8]) -> Result<()> {
         self.refuse_after_failure()?;
+        self.synced = false;
         self.failed = true;
         self.sink.append(bytes, &self.path, self.written)?;
         self.failed = false;
@@ -348,9 +350,19 @@ impl<S: Sink> Upload for LocalUpload<S> {
         self.sink.waited()
     }
 
-    fn commit(mut self: Box<Self>) -> Result<()> {
+    fn sync(&mut self) -> Result<()> {
         self.refuse_after_failure()?;
-        durable::sync_file(self.sink.finish()?, &self.path)?;
+        if !self.synced {
+            // Whatever becomes of it: a sync that failed is final.
+            self.failed = true;
+            durable::sync_file(self.sink.finish()?, &self.path)?;
+            (self.failed, self.synced) = (false, true);
+        }
+        Ok(())
+    }
+
+    fn commit(mut self: Box<Self>) -> Result<()> {
+        self.sync()?;
         match self.existing {
             Existing::Refuse => self.directory.rename_new(&self.temporary, &self.name)?,
             Existing::Replace => self.directory.rename(&self.temporary, &self.name)?,

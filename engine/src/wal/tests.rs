@@ -413,3 +413,145 @@ fn the_reach_of_a_backup_ends_at_the_first_gap_and_follows_timelines() {
 fn backup_info(archive: &WalArchive) -> crate::format::backup::BackupInfo {
     backups::back_up_small(archive.cluster()).unwrap()
 }
+
+/// What waits to be archived, as PostgreSQL names it.
+fn make_ready(place: &Place, segments: &[u64]) -> Vec<PathBuf> {
+    let status = place.path("archive_status");
+    std::fs::create_dir_all(&status).unwrap();
+    let written = segments.iter().map(|number| {
+        std::fs::write(status.join(format!("{}.ready", name(1, *number))), b"").unwrap();
+        place.write_segment(1, *number)
+    });
+    written.collect()
+}
+
+/// By a clock that has gone on since the files were written.
+fn push_later(archive: &WalArchive, path: &Path) -> Result<Pushed> {
+    archive.push_as_of(path, std::time::SystemTime::now() + std::time::Duration::from_secs(10))
+}
+
+fn numbers(archive: &WalArchive) -> Vec<u64> {
+    archive.segments(Timeline(1)).unwrap().into_iter().map(|segment| segment.number).collect()
+}
+
+#[test]
+fn a_push_takes_along_what_follows_and_the_later_calls_are_told_so() {
+    let place = Place::new();
+    let archive = place.filled(&[(1, 2)]);
+    // The row ends before 6.
+    let paths = make_ready(&place, &[3, 4, 5, 7, 9]);
+    assert_eq!(push_later(&archive, &paths[0]).unwrap(), Pushed::Stored);
+    assert_eq!(numbers(&archive), [2, 3, 4, 5]);
+    let to = place.directory.path().join("RECOVERYXLOG");
+    for path in &paths[1..3] {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        assert_eq!(fetch(&archive, name, &to).unwrap(), Fetched::Delivered);
+        assert!(std::fs::read(&to).unwrap() == std::fs::read(path).unwrap());
+        let reopened = || Repository::open(place.repository.root()).unwrap().cluster(&cluster()).unwrap().wal();
+        assert_eq!(push_later(&reopened(), path).unwrap(), Pushed::AlreadyThere);
+        // Of the object only the header and the length are looked at.
+        let object = place.object(1, name);
+        let whole = std::fs::read(&object).unwrap();
+        let mut damaged = whole.clone();
+        damaged[whole.len() - 1] ^= 1;
+        std::fs::write(&object, damaged).unwrap();
+        assert_eq!(push_later(&reopened(), path).unwrap(), Pushed::AlreadyThere);
+        std::fs::write(&object, &whole[..whole.len() - 1]).unwrap();
+        assert!(push_later(&reopened(), path).is_err());
+        std::fs::write(&object, whole).unwrap();
+    }
+    // The status directory is PostgreSQL's alone.
+    assert_eq!(std::fs::read_dir(place.path("archive_status")).unwrap().count(), 5);
+}
+
+#[test]
+fn what_was_taken_along_and_changed_since_is_compared() {
+    let place = Place::new();
+    let archive = place.filled(&[(1, 2)]);
+    let paths = make_ready(&place, &[3, 4, 5, 6]);
+    // The store keeps files open otherwise.
+    let reopened = || Repository::open(place.repository.root()).unwrap().cluster(&cluster()).unwrap().wal();
+    push_later(&archive, &paths[0]).unwrap();
+    // The same length, and even the same time of modification.
+    let modified = std::fs::metadata(&paths[1]).unwrap().modified().unwrap();
+    let mut other = std::fs::read(&paths[1]).unwrap();
+    other[5000] ^= 1;
+    std::fs::write(&paths[1], &other).unwrap();
+    std::fs::File::options().write(true).open(&paths[1]).unwrap().set_modified(modified).unwrap();
+    assert!(matches!(push_later(&archive, &paths[1]), Err(Error::Refused(_))));
+    // Another object under the name, and none.
+    std::fs::copy(place.object(1, &name(1, 3)), place.object(1, &name(1, 5))).unwrap();
+    assert!(matches!(push_later(&reopened(), &paths[2]), Err(Error::Corrupt { .. })));
+    std::fs::remove_file(place.object(1, &name(1, 6))).unwrap();
+    assert_eq!(push_later(&reopened(), &paths[3]).unwrap(), Pushed::Stored);
+    // A note that is none says nothing.
+    std::fs::write(place.repository.store().describe(&keys::archived_ahead(&cluster())), [0xFF, b'\n']).unwrap();
+    assert_eq!(push_later(&reopened(), &paths[0]).unwrap(), Pushed::AlreadyThere);
+}
+
+#[test]
+fn a_segment_that_may_still_change_is_not_taken_along() {
+    let place = Place::new();
+    let archive = place.filled(&[(1, 2)]);
+    let paths = make_ready(&place, &[3, 4]);
+    archive.push_with_following(&paths[0]).unwrap();
+    assert_eq!(numbers(&archive), [2, 3]);
+}
+
+#[test]
+fn one_that_is_refused_ends_what_is_taken_along_and_answers_for_itself() {
+    let place = Place::new();
+    let archive = place.filled(&[(1, 2)]);
+    let paths = make_ready(&place, &[3, 4, 5, 6, 7]);
+    std::fs::write(&paths[2], segment(SegmentName { timeline: Timeline(1), number: 5 }, 8, MIB, 0)).unwrap();
+    assert_eq!(push_later(&archive, &paths[0]).unwrap(), Pushed::Stored, "it is not 5 that was asked for");
+    assert_eq!(numbers(&archive), [2, 3, 4], "a gap would be left behind 4");
+    assert_eq!(push_later(&archive, &paths[1]).unwrap(), Pushed::AlreadyThere);
+    assert!(matches!(push_later(&archive, &paths[2]), Err(Error::Refused(_))));
+    assert_eq!(numbers(&archive), [2, 3, 4], "what follows one that is refused is not lost, and not there either");
+    place.write_segment(1, 5);
+    for path in &paths[2..] {
+        push_later(&archive, path).unwrap();
+    }
+    assert_eq!(numbers(&archive), [2, 3, 4, 5, 6, 7]);
+}
+
+#[test]
+fn a_store_that_fails_anywhere_leaves_a_row_without_gaps() {
+    let place = Place::new();
+    drop(place.filled(&[(1, 2)]));
+    let paths = make_ready(&place, &[3, 4]);
+    let mut fail_at = 1;
+    loop {
+        let inner = LocalStore::new(place.repository.root());
+        let store = Arc::new(FailingStore::new(inner, fail_at, true, libc::EIO));
+        let pushed = Repository::with_store(place.repository.root(), Arc::clone(&store) as Arc<dyn Store>)
+            .and_then(|repository| push_later(&WalArchive::for_push(&repository, &cluster(), &paths[0])?, &paths[0]));
+        let there = numbers(&place.archive());
+        assert!(there.iter().copied().eq(2..2 + there.len() as u64), "operation {fail_at}: {there:?}");
+        assert!(pushed.is_err() || there.len() > 1, "operation {fail_at}: it said {pushed:?} of what is not there");
+        if store.count() < fail_at {
+            assert_eq!(there, [2, 3, 4]);
+            break;
+        }
+        for path in &paths {
+            push_later(&place.archive(), path).unwrap();
+            std::fs::remove_file(place.object(1, path.file_name().unwrap().to_str().unwrap())).unwrap();
+        }
+        fail_at += 1;
+    }
+}
+
+#[test]
+fn pushes_of_the_same_row_at_once_store_each_segment_once() {
+    let place = Place::new();
+    drop(place.filled(&[(1, 2)]));
+    let paths = make_ready(&place, &[3, 4, 5, 6, 7, 8]);
+    std::thread::scope(|scope| {
+        for path in &paths {
+            scope.spawn(|| push_later(&place.archive(), path).unwrap());
+        }
+    });
+    assert_eq!(numbers(&place.archive()), [2, 3, 4, 5, 6, 7, 8]);
+    assert_eq!(std::fs::read_dir(place.object(1, "")).unwrap().count(), 7, "nothing half done is left");
+}
