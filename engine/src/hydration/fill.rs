@@ -59,8 +59,12 @@ pub struct Fill {
 /// What a fill did.
 #[derive(Clone, Debug)]
 pub struct Filled {
-    /// Content bytes that were written.
+    /// Content bytes that were written, or are shared.
     pub bytes: u64,
+    /// Those of them that files share with the repository.
+    pub shared_bytes: u64,
+    /// Why others were copied that could have been shared.
+    pub unshared: Option<&'static str>,
     /// Blocks that were written.
     pub blocks: u64,
     /// Blocks of zeros, which need no writing.
@@ -92,6 +96,11 @@ impl Hydration {
             map: &self.map,
             disk: &*self.disk,
             source,
+            sharing: match fill.source {
+                Source::Reflink { trusted } => Some(trusted),
+                Source::Mount(_) | Source::Blocks => None,
+            },
+            unshared: OnceLock::new(),
             shape: Shape::new(fill.workers, fill.memory_bytes, self.backup.info.totals.bytes, open_files_max()),
             progress,
             units: Mutex::new(Units::new(files, self.backup.info.block_bytes, left_out)),
@@ -197,6 +206,9 @@ pub(super) struct Shared<'a> {
     pub(super) map: &'a Map,
     pub(super) disk: &'a dyn Disk,
     pub(super) source: OpenSource,
+    /// Files share raw blocks with the packs; true without reading them.
+    pub(super) sharing: Option<bool>,
+    unshared: OnceLock<&'static str>,
     pub(super) shape: Shape,
     progress: &'a dyn Progress,
     units: Mutex<AllUnits<'a>>,
@@ -210,6 +222,7 @@ pub(super) struct Shared<'a> {
 #[derive(Default)]
 struct Counts {
     bytes: AtomicU64,
+    shared_bytes: AtomicU64,
     blocks: AtomicU64,
     zero_blocks: AtomicU64,
     present_blocks: AtomicU64,
@@ -243,6 +256,15 @@ impl Shared<'_> {
         self.counts.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.progress.advance(bytes);
         Ok(())
+    }
+
+    /// These bytes are shared, whether they are proven yet or not.
+    pub(super) fn count_shared(&self, bytes: u64) {
+        self.counts.shared_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn note_unshared(&self, why: &'static str) {
+        let _ = self.unshared.set(why);
     }
 
     /// A block of zeros is there since the outline was made.
@@ -284,6 +306,8 @@ impl Shared<'_> {
         };
         Filled {
             bytes: count(&self.counts.bytes),
+            shared_bytes: count(&self.counts.shared_bytes),
+            unshared: self.unshared.get().copied(),
             blocks: count(&self.counts.blocks),
             zero_blocks: count(&self.counts.zero_blocks),
             present_blocks: count(&self.counts.present_blocks),

@@ -4,6 +4,9 @@
 //! its blocks as the file has them (raw in a pack, or plain from a mount) is written out from where it lies, without
 //! a copy; compressed blocks are decoded into a second buffer, which is written when it is full.
 //!
+//! Where files share raw blocks with the packs ([`super::sharing`]), that happens when the blocks are planned; what is read
+//! then is only proven, and noted once it is.
+//!
 //! Always true: reads of jobs that need decoding leave [`Shape::reserve`] buffers, so decoding always finds one to
 //! decode into, sooner or later, and the loop cannot wait for itself.
 
@@ -15,7 +18,8 @@ use crossbeam::channel::{Receiver, Sender, unbounded};
 
 use super::fill::Shared;
 use super::opener::{Opened, Request};
-use super::plan::{Job, Missing, Span};
+use super::plan::{self, Job, Missing, Span};
+use super::sharing;
 use super::source::{self, SourceFiles};
 use super::target::{TargetFiles, Writes};
 use crate::blocks::Scratch;
@@ -162,12 +166,13 @@ impl<'a, 'b> Worker<'a, 'b> {
     }
 
     fn is_decoded(&self, job: &Job) -> bool {
-        !self.shared.source.gives_files() && !job.is_in_place()
+        !self.shared.source.gives_files() && !job.is_shared && !job.is_in_place()
     }
 
     /// Takes the next unit that has anything missing, and plans its jobs.
     fn take_unit(&mut self) -> Result<()> {
         while self.jobs.is_empty() {
+            self.shared.go_on()?;
             let Some(unit) = self.shared.next_unit()? else { return Ok(()) };
             let mut missing = Vec::new();
             for span in unit {
@@ -176,9 +181,28 @@ impl<'a, 'b> Worker<'a, 'b> {
                 self.shared.backup.manifest.blocks(first, span.count, &mut self.records)?;
                 self.find_missing(&span, &mut missing)?;
             }
+            if let Some(trusted) = self.shared.sharing {
+                missing = self.share(missing, trusted)?;
+            }
             self.jobs.extend(self.shared.source.jobs(missing, self.shared.backup, self.shared.shape.limits())?);
         }
         Ok(())
+    }
+
+    /// Shares what can be shared, and plans its proof; returns what has to be copied.
+    fn share(&mut self, missing: Vec<Missing>, trusted: bool) -> Result<Vec<Missing>> {
+        let (runs, others) = plan::shareable(missing);
+        let started = Instant::now();
+        let (there, copied) = sharing::share(runs, others, &mut self.sources, self.shared)?;
+        self.shared.waited(Stage::Disk, started.elapsed());
+        if trusted {
+            let blocks = there.iter().map(|block| (block.number(), block.bytes)).collect();
+            self.shared.written(&Writes { blocks, ..Writes::default() })?;
+        } else {
+            let proofs = plan::from_packs(there, self.shared.shape.limits())?;
+            self.jobs.extend(proofs.into_iter().map(|job| Job { is_shared: true, ..job }));
+        }
+        Ok(copied)
     }
 
     /// Sorts the blocks of a span, of which `records` has the records, into those to read and those that are there.
@@ -293,7 +317,7 @@ impl<'a, 'b> Worker<'a, 'b> {
         }
     }
 
-    /// Writes a buffer out from where its blocks arrived.
+    /// Writes a buffer out from where its blocks arrived, unless their files share them.
     fn write_in_place(&mut self, job: &Job, buffer: Buffer) -> Result<()> {
         if !self.shared.source.gives_files() {
             let started = Instant::now();
@@ -304,6 +328,11 @@ impl<'a, 'b> Worker<'a, 'b> {
             self.shared.waited(Stage::Decode, started.elapsed());
         }
         let mut writes = Writes::default();
+        if job.is_shared {
+            writes.blocks = job.pieces.iter().map(|piece| (piece.block.number(), piece.block.bytes)).collect();
+            self.free.push(buffer);
+            return self.shared.written(&writes);
+        }
         for piece in &job.pieces {
             self.targets.add(&mut writes, &piece.block, piece.base.start, self.shared)?;
         }
