@@ -9,6 +9,7 @@
 //! other (ext4 on a virtio disk). Linux before 5.8 does not tell by it of writes that were lost on their way from the page
 //! cache: there what went through the cache is synced by file as well, before its blocks are noted.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -17,7 +18,8 @@ use crossbeam::channel::{RecvTimeoutError, bounded, unbounded};
 
 use super::first::FirstFailure;
 use super::layout::Roots;
-use super::plan::{JobLimits, Span, Units};
+use super::plan::{JobLimits, Missing, Span, Units};
+use super::sharing;
 use super::source::{OpenSource, PACKS_OPEN, Source};
 use super::target::{FILES_OPEN, Writes};
 use super::worker::Worker;
@@ -88,8 +90,6 @@ impl Hydration {
         self.refuse_unless_compared()?;
         let started = Instant::now();
         let source = OpenSource::open(&fill.source, &self.backup, self.roots.layout(), &*self.disk)?;
-        let files: Box<dyn Iterator<Item = Result<FileRecord>> + Send + '_> = Box::new(self.backup.manifest.files());
-        let left_out: fn(&str) -> bool = |path| is_left_out(path) || is_placed_last(path);
         let shared = Shared {
             backup: &self.backup,
             roots: &self.roots,
@@ -101,15 +101,19 @@ impl Hydration {
                 Source::Mount(_) | Source::Blocks => None,
             },
             unshared: OnceLock::new(),
+            copied: Mutex::default(),
             shape: Shape::new(fill.workers, fill.memory_bytes, self.backup.info.totals.bytes, open_files_max()),
             progress,
-            units: Mutex::new(Units::new(files, self.backup.info.block_bytes, left_out)),
+            units: Mutex::new(all_units(&self.backup)),
             failure: FirstFailure::new(),
             counts: Counts::default(),
             waits: Counting::default(),
             io: OnceLock::new(),
             direct: OnceLock::new(),
         };
+        if shared.sharing == Some(false) {
+            sharing::share_all(&shared)?;
+        }
         std::thread::scope(|scope| {
             // Each worker holds a sender and sends nothing: the channel closes when the last one ends.
             let (alive, all_ended) = bounded::<()>(0);
@@ -199,6 +203,12 @@ pub(super) fn open_files_max() -> u64 {
 
 pub(super) type AllUnits<'a> = Units<Box<dyn Iterator<Item = Result<FileRecord>> + Send + 'a>>;
 
+/// All files that the copier fills, cut into units.
+pub(super) fn all_units(backup: &Backup) -> AllUnits<'_> {
+    let left_out: fn(&str) -> bool = |path| is_left_out(path) || is_placed_last(path);
+    Units::new(Box::new(backup.manifest.files()), backup.info.block_bytes, left_out)
+}
+
 /// What all workers share.
 pub(super) struct Shared<'a> {
     pub(super) backup: &'a Backup,
@@ -209,10 +219,12 @@ pub(super) struct Shared<'a> {
     /// Files share raw blocks with the packs; true without reading them.
     pub(super) sharing: Option<bool>,
     unshared: OnceLock<&'static str>,
+    /// Files that share too little to be worth proving, by their first blocks: they are copied.
+    pub(super) copied: Mutex<BTreeSet<BlockNumber>>,
     pub(super) shape: Shape,
     progress: &'a dyn Progress,
     units: Mutex<AllUnits<'a>>,
-    failure: FirstFailure,
+    pub(super) failure: FirstFailure,
     counts: Counts,
     waits: Counting,
     io: OnceLock<String>,
@@ -258,8 +270,9 @@ impl Shared<'_> {
         Ok(())
     }
 
-    /// These bytes are shared, whether they are proven yet or not.
-    pub(super) fn count_shared(&self, bytes: u64) {
+    /// These bytes are shared.
+    pub(super) fn count_shared<'b>(&self, blocks: impl IntoIterator<Item = &'b Missing>) {
+        let bytes = blocks.into_iter().map(|block| block.bytes as u64).sum();
         self.counts.shared_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 

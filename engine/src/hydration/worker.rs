@@ -4,8 +4,7 @@
 //! its blocks as the file has them (raw in a pack, or plain from a mount) is written out from where it lies, without
 //! a copy; compressed blocks are decoded into a second buffer, which is written when it is full.
 //!
-//! Where files share raw blocks with the packs ([`super::sharing`]), that happens when the blocks are planned; what is read
-//! then is only proven, and noted once it is.
+//! Where files share raw blocks with the packs ([`super::sharing`]), what is read is only proven, and noted once it is.
 //!
 //! Always true: reads of jobs that need decoding leave [`Shape::reserve`] buffers, so decoding always finds one to
 //! decode into, sooner or later, and the loop cannot wait for itself.
@@ -189,19 +188,22 @@ impl<'a, 'b> Worker<'a, 'b> {
         Ok(())
     }
 
-    /// Shares what can be shared, and plans its proof; returns what has to be copied.
+    /// Takes the blocks that their files share, as proven or to be proven; returns what has to be copied.
     fn share(&mut self, missing: Vec<Missing>, trusted: bool) -> Result<Vec<Missing>> {
         let (runs, others) = plan::shareable(missing);
-        let started = Instant::now();
-        let (there, copied) = sharing::share(runs, others, &mut self.sources, self.shared)?;
-        self.shared.waited(Stage::Disk, started.elapsed());
-        if trusted {
-            let blocks = there.iter().map(|block| (block.number(), block.bytes)).collect();
-            self.shared.written(&Writes { blocks, ..Writes::default() })?;
-        } else {
+        if !trusted {
+            let (there, copied) = sharing::shared_before(runs, others, self.shared);
             let proofs = plan::from_packs(there, self.shared.shape.limits())?;
             self.jobs.extend(proofs.into_iter().map(|job| Job { is_shared: true, ..job }));
+            return Ok(copied);
         }
+        let started = Instant::now();
+        let (there, mut copied) = sharing::share(runs, &mut self.sources, self.shared)?;
+        self.shared.waited(Stage::Disk, started.elapsed());
+        let blocks = there.iter().map(|block| (block.number(), block.bytes)).collect();
+        self.shared.count_shared(&there);
+        self.shared.written(&Writes { blocks, ..Writes::default() })?;
+        copied.extend(others);
         Ok(copied)
     }
 
@@ -329,6 +331,7 @@ impl<'a, 'b> Worker<'a, 'b> {
         }
         let mut writes = Writes::default();
         if job.is_shared {
+            self.shared.count_shared(job.pieces.iter().map(|piece| &piece.block));
             writes.blocks = job.pieces.iter().map(|piece| (piece.block.number(), piece.block.bytes)).collect();
             self.free.push(buffer);
             return self.shared.written(&writes);
