@@ -18,6 +18,7 @@ mod configuration;
 mod contents;
 mod crashes;
 mod damage;
+mod data_path;
 mod delta;
 mod disk_full;
 mod documents;

@@ -1,8 +1,10 @@
 //! A backup of very many small files, and a restore of it by the engine alone, for the figures of *benches/README.md*:
 //!
 //! ```text
-//! many_files write REPOSITORY FILES            files of 8 KiB, that compress to hardly anything
-//! many_files fill REPOSITORY TARGET [MOUNT]    from the blocks, or from where the backup is mounted
+//! many_files write REPOSITORY FILES                files of 8 KiB, that compress to hardly anything
+//! many_files write-raw REPOSITORY FILES MEBIBYTES  files of so many MiB each, stored raw
+//! many_files fill REPOSITORY TARGET [MOUNT]        from the blocks, or from where the backup is mounted
+//! many_files reflink|trust REPOSITORY TARGET       sharing blocks with the repository: hashed, or not
 //! ```
 
 #![allow(clippy::print_stdout)]
@@ -35,11 +37,29 @@ fn main() -> Result<()> {
                 out.extend(file.path.bytes().cycle().take(FILE_BYTES));
             })?;
         }
+        ["write-raw", repository, files, mebibytes] => {
+            let number = |text: &str| text.parse::<u32>().map_err(|_| Error::Refused(format!("{text} is no number")));
+            let (files, bytes) = (number(files)? as usize, u64::from(number(mebibytes)?) << 20);
+            write(Path::new(repository), Compression::None, small_files(files, bytes), |file, out| {
+                let line = format!("{:<64}", file.path);
+                (0..bytes / 64).for_each(|_| out.extend_from_slice(line.as_bytes()));
+            })?;
+        }
+        ["reflink", repository, target] => {
+            fill(Path::new(repository), Path::new(target), Source::Reflink { trusted: false })?;
+        }
+        ["trust", repository, target] => {
+            fill(Path::new(repository), Path::new(target), Source::Reflink { trusted: true })?;
+        }
         ["fill", repository, target] => fill(Path::new(repository), Path::new(target), Source::Blocks)?,
         ["fill", repository, target, mount] => {
             fill(Path::new(repository), Path::new(target), Source::Mount(mount.into()))?;
         }
-        _ => return Err(Error::Refused("write REPOSITORY FILES, or fill REPOSITORY TARGET [MOUNT]".to_owned())),
+        _ => {
+            return Err(Error::Refused(
+                "write REPOSITORY FILES, or fill REPOSITORY TARGET [MOUNT]: see the source".to_owned(),
+            ));
+        }
     }
     println!("{:.2} s, {}", began.elapsed().as_secs_f64(), peak());
     Ok(())
@@ -58,7 +78,11 @@ fn fill(repository: &Path, target: &Path, source: Source) -> Result<()> {
     let outlined = hydration.outline(workers, &progress)?;
     println!("outline of {} files: {:.2} s", outlined.files, began.elapsed().as_secs_f64());
     let filled = hydration.fill(&Fill { source, workers, memory_bytes: MEMORY_BYTES }, &progress)?;
-    println!("fill: {:.2} s, {} blocks, waited for {:?}", filled.elapsed.as_secs_f64(), filled.blocks, filled.waited);
+    let seconds = filled.elapsed.as_secs_f64();
+    println!("fill: {seconds:.2} s, {} blocks, waited for {:?}; {}", filled.blocks, filled.waited, filled.io);
+    if filled.shared_bytes > 0 {
+        println!("shared: {} bytes", filled.shared_bytes);
+    }
     Ok(())
 }
 

@@ -13,12 +13,12 @@ pub struct SmallFileSystem {
 }
 
 impl SmallFileSystem {
-    /// `kind`: ext4, xfs (from 300 MiB) or btrfs (from 110 MiB). Its root directory is the server user's.
+    /// `kind`: ext3, ext4, xfs (from 300 MiB) or btrfs (from 110 MiB). Its root directory is the server user's.
     pub fn mount(scratch: &Scratch, name: &str, kind: &str, mebibytes: u64) -> Result<Self> {
         let image = scratch.join(&format!("{name}.image"));
         fs::File::create(&image)?.set_len(mebibytes << 20)?;
         let make = find_program(&format!("mkfs.{kind}")).with_context(|| format!("no mkfs.{kind}"))?;
-        let quiet: &[&str] = if kind == "ext4" { &["-q", "-m", "0"] } else { &["-q"] };
+        let quiet: &[&str] = if kind.starts_with("ext") { &["-q", "-m", "0"] } else { &["-q"] };
         Run::new(make).args(quiet).arg(&image).succeed()?;
         let mountpoint = scratch.directory(name)?;
         Run::new("mount").args(["-o", "loop"]).arg(&image).arg(&mountpoint).succeed()?;

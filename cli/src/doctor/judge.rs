@@ -1,5 +1,6 @@
 //! What a machine's state means for a restore, and the command that cures it. Pure.
 
+use engine::io::{Means, Pages};
 use serde::Serialize;
 
 use super::survey::{Machine, Place};
@@ -127,7 +128,8 @@ fn newest(here: &Machine) -> Vec<Finding> {
 fn io_uring(machine: &Machine) -> Finding {
     let kernel = &machine.kernel;
     let threads = "the copier uses threads instead, at a higher cost";
-    match (machine.io_uring, machine.io_uring_disabled) {
+    let works = machine.means.as_ref().is_ok_and(|means| means.ring);
+    match (works, machine.io_uring_disabled) {
         (true, _) => ok("io_uring", format!("kernel {kernel}")),
         (false, Some(1 | 2)) => {
             advice("io_uring", format!("switched off; {threads}"), "sysctl kernel.io_uring_disabled=0")
@@ -140,31 +142,36 @@ fn io_uring(machine: &Machine) -> Finding {
     }
 }
 
+/// Buffers that are registered are locked memory.
 fn memlock(machine: &Machine) -> Finding {
+    const SUBJECT: &str = "locked memory";
     let wanted = machine.buffer_bytes;
-    match machine.memlock_bytes {
-        _ if machine.root => ok("locked memory", "root has no limit"),
-        None => ok("locked memory", "unlimited"),
-        Some(limit) if limit >= wanted => ok("locked memory", format!("up to {}", human::bytes(limit))),
-        Some(limit) => advice(
-            "locked memory",
-            format!("limit {}, buffers want {}", human::bytes(limit), human::bytes(wanted)),
-            format!("ulimit -l {} (lasting: memlock in /etc/security/limits.conf)", wanted / 1024),
-        ),
+    match (&machine.means, machine.memlock_bytes) {
+        (Ok(Means { registered: true, .. }), _) => ok(SUBJECT, "enough: buffers are registered with io_uring"),
+        (Ok(Means { ring: false, .. }) | Err(_), _) => ok(SUBJECT, "not needed without io_uring"),
+        (Ok(_), limit) => {
+            let limit = limit.map_or_else(|| "unlimited".to_owned(), human::bytes);
+            advice(
+                SUBJECT,
+                format!("limit {limit}, buffers want {}: they are not registered", human::bytes(wanted)),
+                format!("ulimit -l {} (lasting: memlock in /etc/security/limits.conf)", wanted / 1024),
+            )
+        }
     }
 }
 
+/// The transparent ones: the reserved ones are left to PostgreSQL's shared memory.
 fn huge_pages(machine: &Machine) -> Finding {
-    let reserved = machine.huge_pages_free * machine.huge_page_kib * 1024;
-    let transparent = machine.transparent_huge_pages.as_deref().unwrap_or_default();
-    if reserved >= machine.buffer_bytes {
-        return ok("huge pages", format!("{} reserved and free", human::bytes(reserved)));
+    const SUBJECT: &str = "huge pages";
+    match &machine.means {
+        Ok(Means { pages: Pages::Huge, .. }) => ok(SUBJECT, "buffers lie in transparent ones"),
+        Ok(Means { pages: Pages::Small, .. }) => advice(
+            SUBJECT,
+            "buffers got none: direct I/O costs more processor time",
+            "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled, as root",
+        ),
+        Err(refusal) => missing(SUBJECT, refusal.clone(), "less memory: memory = \"64MiB\" in pghydrant.toml"),
     }
-    if transparent.contains("[always]") || transparent.contains("[madvise]") {
-        return ok("huge pages", "transparent ones, on request");
-    }
-    let pages = machine.buffer_bytes.div_ceil((machine.huge_page_kib * 1024).max(1 << 20));
-    advice("huge pages", "none: direct I/O costs more processor time", format!("sysctl vm.nr_hugepages={pages}"))
 }
 
 fn fuse(machine: &Machine) -> Vec<Finding> {
@@ -212,12 +219,9 @@ mod tests {
             root: false,
             kernel: "6.1.0".to_owned(),
             io_uring_disabled: Some(0),
-            io_uring: true,
             memlock_bytes: None,
             buffer_bytes: 128 << 20,
-            huge_pages_free: 64,
-            huge_page_kib: 2048,
-            transparent_huge_pages: Some("always madvise [never]".to_owned()),
+            means: Ok(Means { ring: true, registered: true, pages: Pages::Huge }),
             fuse: Ok(()),
             user_allow_other: true,
             postgres: vec![Server {
@@ -256,21 +260,24 @@ mod tests {
     fn what_only_makes_it_better_is_advice_with_a_cure() {
         let poor = Machine {
             memlock_bytes: Some(8 << 20),
-            huge_pages_free: 0,
+            means: Ok(Means { ring: true, registered: false, pages: Pages::Small }),
             fuse: Err(Reason { message: "no fusermount3".to_owned(), cure: "apt-get install fuse3".to_owned() }),
-            io_uring: false,
-            io_uring_disabled: Some(2),
             user_allow_other: false,
             ..good()
         };
-        for subject in ["io_uring", "locked memory", "huge pages", "FUSE", "user_allow_other"] {
+        for subject in ["locked memory", "huge pages", "FUSE", "user_allow_other"] {
             let finding = found(&poor, subject);
             assert_eq!(finding.verdict, Verdict::Advice, "{subject}");
             assert!(finding.cure.is_some(), "{subject}");
         }
-        assert_eq!(found(&poor, "io_uring").cure.unwrap(), "sysctl kernel.io_uring_disabled=0");
-        assert_eq!(found(&poor, "huge pages").cure.unwrap(), "sysctl vm.nr_hugepages=64");
-        assert_eq!(found(&Machine { root: true, ..poor }, "locked memory").verdict, Verdict::Ok);
+        assert!(found(&poor, "locked memory").cure.unwrap().starts_with("ulimit -l 131072"));
+        let off = Machine {
+            means: Ok(Means { ring: false, registered: false, pages: Pages::Huge }),
+            io_uring_disabled: Some(2),
+            ..poor
+        };
+        assert_eq!(found(&off, "io_uring").cure.unwrap(), "sysctl kernel.io_uring_disabled=0");
+        assert_eq!(found(&off, "locked memory").verdict, Verdict::Ok);
     }
 
     #[test]

@@ -6,13 +6,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use engine::io::{Engine, LocalDisk};
+use engine::io::Means;
 use engine::repository::Repository;
 use rustix::process::{Resource, getrlimit};
 
 use super::Arguments;
 use crate::context::Context;
-use crate::machine::{self, Needs, meminfo_field};
+use crate::machine::{self, Needs};
 use crate::mount::{Reason, default_directory, fuse_usable};
 use crate::postgres::binaries::Binaries;
 use crate::restore;
@@ -21,6 +21,9 @@ use crate::restore;
 pub(super) const PROGRAMS: [&str; 6] =
     ["pg_ctl", "pg_controldata", "pg_waldump", "pg_verifybackup", "pg_checksums", "pg_amcheck"];
 
+/// As many buffers as two workers have: what is refused to them is refused to more.
+const BUFFERS_TRIED_MAX: u16 = 48;
+
 /// What the machine is like.
 #[derive(Clone, Debug)]
 pub(super) struct Machine {
@@ -28,15 +31,11 @@ pub(super) struct Machine {
     pub(super) kernel: String,
     /// `/proc/sys/kernel/io_uring_disabled`; kernels before 6.6 have none.
     pub(super) io_uring_disabled: Option<u32>,
-    /// A ring could be set up; without it the copier uses threads.
-    pub(super) io_uring: bool,
     /// `None` is unlimited.
     pub(super) memlock_bytes: Option<u64>,
     pub(super) buffer_bytes: u64,
-    pub(super) huge_pages_free: u64,
-    pub(super) huge_page_kib: u64,
-    /// The line of `/sys/kernel/mm/transparent_hugepage/enabled`.
-    pub(super) transparent_huge_pages: Option<String>,
+    /// What the copier's buffers got, tried out.
+    pub(super) means: Result<Means, String>,
     pub(super) fuse: Result<(), Reason>,
     pub(super) user_allow_other: bool,
     pub(super) postgres: Vec<Server>,
@@ -81,7 +80,8 @@ pub(super) struct Place {
 }
 
 pub(super) fn survey(arguments: &Arguments, context: &Context) -> Result<Machine> {
-    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let buffers = context.memory_bytes()? / engine::io::BUFFER_BYTES as u64;
+    let buffers = u16::try_from(buffers).unwrap_or(u16::MAX).clamp(1, BUFFERS_TRIED_MAX);
     let disabled = read_number("/proc/sys/kernel/io_uring_disabled");
     let repository = context.repository_path(&arguments.repository).ok().map(|path| {
         let opened = Repository::open(&path).map_err(|error| error.to_string());
@@ -93,12 +93,9 @@ pub(super) fn survey(arguments: &Arguments, context: &Context) -> Result<Machine
         root: rustix::process::geteuid().is_root(),
         kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
         io_uring_disabled: disabled,
-        io_uring: LocalDisk::new().engine() == Engine::Ring,
         memlock_bytes: getrlimit(Resource::Memlock).current,
         buffer_bytes: context.memory_bytes()?,
-        huge_pages_free: meminfo_field(&meminfo, "HugePages_Free").unwrap_or(0),
-        huge_page_kib: meminfo_field(&meminfo, "Hugepagesize").unwrap_or(0),
-        transparent_huge_pages: fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").ok(),
+        means: engine::io::means(buffers).map_err(|error| error.to_string()),
         fuse: fuse_usable(),
         user_allow_other: fs::read_to_string("/etc/fuse.conf").is_ok_and(|text| allows_other(&text)),
         postgres: Binaries::installed().iter().map(Server::of).collect(),

@@ -45,7 +45,7 @@ fn number(path: &Path) -> u64 {
 }
 
 /// `HugePages_Free:       12` or `Hugepagesize:       2048 kB`.
-pub(crate) fn field(text: &str, name: &str) -> Option<u64> {
+fn field(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
     line.split_whitespace().next()?.parse().ok()
 }

@@ -20,7 +20,7 @@ use std::process::{Command, Stdio};
 
 pub(crate) use judge::{Finding, Weight, judge};
 pub(crate) use libraries::{directory as library_directory, names as library_names, stem as library_stem};
-pub(crate) use memory::{Memory, field as meminfo_field};
+pub(crate) use memory::Memory;
 pub(crate) use needs::Needs;
 
 use crate::postgres::binaries::Binaries;

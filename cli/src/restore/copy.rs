@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::Error;
-use engine::hydration::{Fill, Filled, Hydration, Layout, Source as FillSource};
-use engine::io::{LocalDisk, durable};
+use engine::hydration::{Fill, Filled, Hydration, Layout, Outlined, Source as FillSource};
+use engine::io::durable;
 use engine::progress::{Progress, Stage};
 use engine::units::SessionId;
 use engine::wal::name::SegmentName;
@@ -21,6 +21,7 @@ use super::delta;
 use super::plan::{Plan, Source};
 use super::session::{Journal, Phase};
 use super::staging::Feed;
+use super::way::{self, Io};
 use super::{files, marker};
 use crate::exit::{Exit, Failure};
 use crate::human;
@@ -93,7 +94,7 @@ impl Restore<'_> {
         let owner = rustix::process::geteuid().is_root();
         let owner = owner.then_some(engine::io::Owner { uid: plan.owner.uid, gid: plan.owner.gid });
         let gate = lock_above(plan.data(), GATE_PATIENCE, &|| self.context.interrupted())?;
-        let (id, disk) = (&self.session.journal.id, Arc::new(LocalDisk::new()));
+        let (id, disk) = (&self.session.journal.id, Arc::new(plan.disk()));
         let (backup, layout) = (self.backup.clone(), layout(plan));
         let hydration = match delta::existing(plan) {
             Some(existing) => Hydration::begin_over(backup, &layout, existing, id, owner, disk)?,
@@ -110,6 +111,9 @@ impl Restore<'_> {
         let fill = Fill {
             source: match mount {
                 Some(mount) => FillSource::Mount(mount.mountpoint().to_owned()),
+                None if self.plan().io == Some(Io::Reflink) => {
+                    FillSource::Reflink { trusted: self.plan().trust_repository }
+                }
                 None => FillSource::Blocks,
             },
             workers: self.context.workers()?,
@@ -119,24 +123,24 @@ impl Restore<'_> {
         let phase = self.context.output.phase("copy", self.plan().bytes);
         let step = self.context.output.step("copy");
         let progress = Delivering { progress: &phase, mount };
-        let outlined = if compared { Ok(()) } else { hydration.outline(fill.workers, &progress).map(drop) };
-        let filled = outlined.and_then(|()| hydration.fill(&fill, &progress));
+        let outlined = if compared { Ok(Outlined::default()) } else { hydration.outline(fill.workers, &progress) };
+        let filled = outlined.and_then(|outlined| Ok((outlined, hydration.fill(&fill, &progress)?)));
         let figures = phase.finish();
-        let filled = filled.map_err(|error| explain(error, mount, &self.session.journal.id))?;
+        let (outlined, filled) = filled.map_err(|error| explain(error, mount, &self.session.journal.id))?;
         let resumed = if filled.present_blocks > 0 {
             format!(", {} blocks were there already", filled.present_blocks)
         } else {
             String::new()
         };
+        let way = way::taken(&filled, &outlined, self.plan().trust_repository);
         let detail = if compared {
             format!(
-                "{} written of files made anew, in {}; {}",
+                "{} written of files made anew, in {}; {way}",
                 human::bytes(filled.bytes),
-                human::count(filled.blocks, "block"),
-                filled.io
+                human::count(filled.blocks, "block")
             )
         } else {
-            format!("{}{resumed}; {}", figures.text(), filled.io)
+            format!("{}{resumed}; {way}", figures.text())
         };
         let time = step.done(&detail);
         self.session.note_step("copy", time.as_secs_f64(), detail);

@@ -56,6 +56,7 @@ pub(crate) mod standby;
 pub(crate) mod survey;
 mod target;
 pub(crate) mod verbs;
+mod way;
 
 pub(crate) use configure::has_kept_settings;
 
@@ -113,9 +114,19 @@ pub(crate) struct Arguments {
     /// What the server does at its target
     #[arg(long, value_enum, default_value_t, help_heading = target::HEADING)]
     pub(crate) action: Action,
-    /// Where the copy reads from
+    /// Where the copy reads from [default: mount, or blocks where files can share them]
+    #[arg(long, value_enum)]
+    pub(crate) source: Option<Source>,
+    /// How bytes get into the target
+    ///
+    /// --plan shows which way is taken. What is named here and cannot be done is refused before anything is touched. With
+    /// reflink, raw blocks (init --compression none) are not copied: the restored files share them with the repository, and
+    /// what the server changes later gets space of its own. They are hashed, and only then can a server start.
     #[arg(long, value_enum, default_value_t)]
-    pub(crate) source: Source,
+    pub(crate) io: way::Wanted,
+    /// Do not hash the blocks that files share with the repository: damage there would be damage in the copy
+    #[arg(long)]
+    pub(crate) trust_repository: bool,
     /// The copy takes the original's place: it archives and replicates as the original did
     #[arg(long)]
     pub(crate) adopt: bool,
@@ -299,6 +310,8 @@ impl Arguments {
             port: self.port,
             tablespaces: tablespaces.collect::<std::io::Result<_>>()?,
             source: self.source,
+            io: self.io,
+            trust_repository: self.trust_repository,
             adopt: self.adopt,
             no_start: self.no_start,
             check: self.check,

@@ -11,6 +11,7 @@ use super::check::Thoroughness;
 use super::delta::Delta;
 use super::handover::Handover;
 use super::target::Target;
+use super::way::Io;
 
 /// Where the copier reads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -79,6 +80,12 @@ pub(crate) struct Plan {
     #[serde(default)]
     pub(crate) program: PathBuf,
     pub(crate) source: Source,
+    /// How bytes get into the target; a journal of an earlier version leaves it to the machine.
+    #[serde(default)]
+    pub(crate) io: Option<Io>,
+    /// What files share with the repository is not hashed.
+    #[serde(default)]
+    pub(crate) trust_repository: bool,
     /// Where the session's mount goes, if the user says where.
     pub(crate) mount_directory: Option<PathBuf>,
     /// The copy takes the original's place: it archives and replicates as the original did.

@@ -19,6 +19,7 @@ use super::delta::{Delta, wal::LocalFile};
 use super::plan::{Before, Place, Plan, Source, TablespacePlan, User};
 use super::survey::{Aim, Existing, Facts, Found, What};
 use super::target::Target;
+use super::way::{self, Io};
 use crate::machine::{self, Finding, Weight};
 pub(crate) use goal::TargetJudgement;
 pub(crate) use request::Request;
@@ -190,13 +191,21 @@ impl<'a> Judge<'a> {
     }
 
     fn way(&mut self) {
-        if let (Source::Mount, Err(refusal)) = (self.request.source, &self.facts.fuse) {
-            self.refuse(
-                format!("FUSE cannot be used: {}", refusal.message),
-                format!("{}; or restore without it: --source blocks", refusal.cure),
-            );
+        let (request, facts) = (self.request, self.facts);
+        match way::choose(request.io, request.source, &facts.way) {
+            // Without a backup there is nothing to share, and that is told already.
+            Err(_) if facts.choice.is_err() => {}
+            Err(problem) => self.problems.push(problem),
+            Ok((source, io)) => {
+                if let (Source::Mount, Err(refusal)) = (source, &facts.fuse) {
+                    self.refuse(
+                        format!("FUSE cannot be used: {}", refusal.message),
+                        format!("{}; or restore without it: --source blocks", refusal.cure),
+                    );
+                }
+                self.warnings.extend(way::warnings(request.io, request.trust_repository, io, &facts.way));
+            }
         }
-        let facts = self.facts;
         for (directive, path) in &facts.missing_includes {
             self.refuse(
                 format!("the backup's configuration has {directive} '{path}', which is neither in the backup nor here"),
@@ -221,6 +230,7 @@ impl<'a> Judge<'a> {
 fn plan(request: &Request, facts: &Facts) -> Option<Plan> {
     let (info, path) = facts.choice.as_ref().ok()?;
     let owner = facts.owner.as_ref().ok()?;
+    let (source, io) = way::choose(request.io, request.source, &facts.way).ok()?;
     let place = |found: &Found| Place {
         path: found.path.clone(),
         before: match found.what {
@@ -258,7 +268,9 @@ fn plan(request: &Request, facts: &Facts) -> Option<Plan> {
         owner: User { name: owner.name.clone(), uid: owner.uid, gid: owner.gid },
         programs: facts.binaries.as_ref().ok()?.directory().to_owned(),
         program: request.program.clone(),
-        source: request.source,
+        source,
+        io: Some(io),
+        trust_repository: request.trust_repository && io == Io::Reflink,
         mount_directory: request.mount_directory.clone(),
         adopt: request.adopt,
         no_start: request.no_start,

@@ -59,6 +59,7 @@ pub(super) fn plan(plan: &Plan, request: &Request, context: &Context) {
         super::Source::Blocks => "from the repository's blocks",
     };
     lines.push(("copy", how.to_owned()));
+    lines.push(("i/o", plan.way().to_owned()));
     lines.push(("user", plan.owner.name.clone()));
     lines.push(("programs", plan.programs.display().to_string()));
     lines.push(("port", plan.port.map_or_else(|| "as in its configuration".to_owned(), |port| port.to_string())));

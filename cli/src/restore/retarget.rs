@@ -15,7 +15,7 @@ use super::preflight::{self, Problem, Request};
 use super::session::{Phase, Session, Store};
 use super::survey::{self, Aim};
 use super::target::{self, Action, Goal, Goals, Target, TimelineChoice};
-use super::{Restore, claim, handover, recover, report, verbs};
+use super::{Restore, claim, handover, recover, report, verbs, way};
 use crate::context::Context;
 use crate::exit::{Exit, Failure};
 use crate::options::JsonOption;
@@ -69,7 +69,9 @@ pub(crate) fn run(arguments: &Arguments, context: &Context) -> anyhow::Result<Ex
         action: arguments.action.unwrap_or(plan.target.action),
         port: plan.port,
         tablespaces: Vec::new(),
-        source: plan.source,
+        source: Some(plan.source),
+        io: way::Wanted::Auto,
+        trust_repository: plan.trust_repository,
         adopt: plan.adopt,
         no_start: false,
         check: None,

@@ -30,6 +30,7 @@ use super::hba;
 use super::isolation;
 use super::preflight::{Problem, Request};
 use super::target::Goal;
+use super::way::{self, WayFacts};
 use crate::exit::{Exit, Failure};
 use crate::machine::{self, Needs};
 use crate::postgres::binaries::Binaries;
@@ -65,6 +66,8 @@ pub(crate) struct Facts {
     pub(crate) machine: machine::Facts,
     pub(crate) port: PortFacts,
     pub(crate) fuse: Result<(), crate::mount::Reason>,
+    /// What the copy could be done with.
+    pub(crate) way: WayFacts,
     /// The cluster that a delta would overwrite.
     pub(crate) existing: Option<Existing>,
     /// What the backup's configuration includes, or names as a list of users or databases, and is neither in the backup nor here.
@@ -132,7 +135,7 @@ pub(crate) fn look(request: &Request, cluster: &Cluster) -> anyhow::Result<Facts
         choice.as_ref().ok().map(|(info, _)| request.tablespace_directories(info, &found)).unwrap_or_default();
     let directories =
         std::iter::once(request.data.clone()).chain(tablespaces.into_iter().map(|(_, directory)| directory));
-    let places = directories.map(|path| (path.clone(), look_at_place(&path, owner.as_ref().ok()))).collect();
+    let places: Vec<_> = directories.map(|path| (path.clone(), look_at_place(&path, owner.as_ref().ok()))).collect();
     let port = look_at_port(request, choice.as_ref().ok().map(|(info, _)| info), &contents);
     let stored = |path: &str| match &backup {
         Some(backup) => included(backup, path),
@@ -163,9 +166,10 @@ pub(crate) fn look(request: &Request, cluster: &Cluster) -> anyhow::Result<Facts
         choice,
         contents,
         wal,
-        places,
         port,
         fuse: crate::mount::fuse_usable(),
+        way: way::look(backup.as_ref(), places.iter().map(|(_, found)| found.nearest.as_path())),
+        places,
         existing,
     })
 }

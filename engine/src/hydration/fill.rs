@@ -9,6 +9,7 @@
 //! other (ext4 on a virtio disk). Linux before 5.8 does not tell by it of writes that were lost on their way from the page
 //! cache: there what went through the cache is synced by file as well, before its blocks are noted.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -17,7 +18,8 @@ use crossbeam::channel::{RecvTimeoutError, bounded, unbounded};
 
 use super::first::FirstFailure;
 use super::layout::Roots;
-use super::plan::{JobLimits, Span, Units};
+use super::plan::{JobLimits, Missing, Span, Units};
+use super::sharing;
 use super::source::{OpenSource, PACKS_OPEN, Source};
 use super::target::{FILES_OPEN, Writes};
 use super::worker::Worker;
@@ -59,8 +61,12 @@ pub struct Fill {
 /// What a fill did.
 #[derive(Clone, Debug)]
 pub struct Filled {
-    /// Content bytes that were written.
+    /// Content bytes that were written, or are shared.
     pub bytes: u64,
+    /// Those of them that files share with the repository.
+    pub shared_bytes: u64,
+    /// Why others were copied that could have been shared.
+    pub unshared: Option<&'static str>,
     /// Blocks that were written.
     pub blocks: u64,
     /// Blocks of zeros, which need no writing.
@@ -84,23 +90,30 @@ impl Hydration {
         self.refuse_unless_compared()?;
         let started = Instant::now();
         let source = OpenSource::open(&fill.source, &self.backup, self.roots.layout(), &*self.disk)?;
-        let files: Box<dyn Iterator<Item = Result<FileRecord>> + Send + '_> = Box::new(self.backup.manifest.files());
-        let left_out: fn(&str) -> bool = |path| is_left_out(path) || is_placed_last(path);
         let shared = Shared {
             backup: &self.backup,
             roots: &self.roots,
             map: &self.map,
             disk: &*self.disk,
             source,
+            sharing: match fill.source {
+                Source::Reflink { trusted } => Some(trusted),
+                Source::Mount(_) | Source::Blocks => None,
+            },
+            unshared: OnceLock::new(),
+            copied: Mutex::default(),
             shape: Shape::new(fill.workers, fill.memory_bytes, self.backup.info.totals.bytes, open_files_max()),
             progress,
-            units: Mutex::new(Units::new(files, self.backup.info.block_bytes, left_out)),
+            units: Mutex::new(all_units(&self.backup)),
             failure: FirstFailure::new(),
             counts: Counts::default(),
             waits: Counting::default(),
             io: OnceLock::new(),
             direct: OnceLock::new(),
         };
+        if shared.sharing == Some(false) {
+            sharing::share_all(&shared)?;
+        }
         std::thread::scope(|scope| {
             // Each worker holds a sender and sends nothing: the channel closes when the last one ends.
             let (alive, all_ended) = bounded::<()>(0);
@@ -190,6 +203,12 @@ pub(super) fn open_files_max() -> u64 {
 
 pub(super) type AllUnits<'a> = Units<Box<dyn Iterator<Item = Result<FileRecord>> + Send + 'a>>;
 
+/// All files that the copier fills, cut into units.
+pub(super) fn all_units(backup: &Backup) -> AllUnits<'_> {
+    let left_out: fn(&str) -> bool = |path| is_left_out(path) || is_placed_last(path);
+    Units::new(Box::new(backup.manifest.files()), backup.info.block_bytes, left_out)
+}
+
 /// What all workers share.
 pub(super) struct Shared<'a> {
     pub(super) backup: &'a Backup,
@@ -197,10 +216,15 @@ pub(super) struct Shared<'a> {
     pub(super) map: &'a Map,
     pub(super) disk: &'a dyn Disk,
     pub(super) source: OpenSource,
+    /// Files share raw blocks with the packs; true without reading them.
+    pub(super) sharing: Option<bool>,
+    unshared: OnceLock<&'static str>,
+    /// Files that share too little to be worth proving, by their first blocks: they are copied.
+    pub(super) copied: Mutex<BTreeSet<BlockNumber>>,
     pub(super) shape: Shape,
     progress: &'a dyn Progress,
     units: Mutex<AllUnits<'a>>,
-    failure: FirstFailure,
+    pub(super) failure: FirstFailure,
     counts: Counts,
     waits: Counting,
     io: OnceLock<String>,
@@ -210,6 +234,7 @@ pub(super) struct Shared<'a> {
 #[derive(Default)]
 struct Counts {
     bytes: AtomicU64,
+    shared_bytes: AtomicU64,
     blocks: AtomicU64,
     zero_blocks: AtomicU64,
     present_blocks: AtomicU64,
@@ -243,6 +268,16 @@ impl Shared<'_> {
         self.counts.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.progress.advance(bytes);
         Ok(())
+    }
+
+    /// These bytes are shared.
+    pub(super) fn count_shared<'b>(&self, blocks: impl IntoIterator<Item = &'b Missing>) {
+        let bytes = blocks.into_iter().map(|block| block.bytes as u64).sum();
+        self.counts.shared_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn note_unshared(&self, why: &'static str) {
+        let _ = self.unshared.set(why);
     }
 
     /// A block of zeros is there since the outline was made.
@@ -284,6 +319,8 @@ impl Shared<'_> {
         };
         Filled {
             bytes: count(&self.counts.bytes),
+            shared_bytes: count(&self.counts.shared_bytes),
+            unshared: self.unshared.get().copied(),
             blocks: count(&self.counts.blocks),
             zero_blocks: count(&self.counts.zero_blocks),
             present_blocks: count(&self.counts.present_blocks),

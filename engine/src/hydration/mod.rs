@@ -45,6 +45,7 @@ mod opener;
 mod outline;
 pub mod plan;
 mod remove;
+mod sharing;
 mod source;
 mod target;
 #[cfg(test)]
@@ -58,6 +59,7 @@ pub use layout::{Layout, Roots, SESSION_DIRECTORY};
 pub use map::Map;
 pub use outline::Outlined;
 pub use remove::{end, remove_all};
+pub use sharing::can_share_with;
 pub use source::Source;
 
 use crate::checksum::Hash;

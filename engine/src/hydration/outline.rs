@@ -12,7 +12,7 @@
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::PoisonError;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crossbeam::channel::{Receiver, bounded};
 
@@ -43,12 +43,15 @@ pub struct Outlined {
     pub files: u64,
     /// Their bytes.
     pub bytes: u64,
+    /// No space could be promised to some of them.
+    pub unallocated: bool,
 }
 
 #[derive(Default)]
 struct Counts {
     files: AtomicU64,
     bytes: AtomicU64,
+    unallocated: AtomicBool,
 }
 
 impl Hydration {
@@ -92,6 +95,7 @@ impl Hydration {
         failure.take()?;
         outlined.files = counts.files.into_inner();
         outlined.bytes = counts.bytes.into_inner();
+        outlined.unallocated = counts.unallocated.into_inner();
         Ok(outlined)
     }
 
@@ -105,20 +109,20 @@ impl Hydration {
             if failure.is_set() {
                 return Ok(());
             }
-            self.outline_file(&file)?;
+            self.outline_file(&file, counts)?;
             counts.files.fetch_add(1, Ordering::Relaxed);
             counts.bytes.fetch_add(file.bytes, Ordering::Relaxed);
         }
         Ok(())
     }
 
-    fn outline_file(&self, file: &FileRecord) -> Result<()> {
+    fn outline_file(&self, file: &FileRecord, counts: &Counts) -> Result<()> {
         let place = self.roots.place(&file.path)?;
         let found = if self.finds_names() { self.disk.look(place)? } else { None };
         let usable = |bytes: &u64| *bytes == file.bytes || self.over.is_some();
         if let Some(Found::File(bytes)) = found
             && usable(&bytes)
-            && self.adapt_file(file, place, bytes)?
+            && self.adapt_file(file, place, bytes, counts)?
         {
             return Ok(());
         }
@@ -129,15 +133,22 @@ impl Hydration {
         self.note_fresh(file);
         let made = self.disk.open(place, Open::Create(0o600))?;
         self.disk.set_attributes(&made, self.working_mode(file, FILE_NEEDS), self.owner)?;
-        self.disk.allocate(&made, file.bytes)?;
+        self.allocate(&made, file.bytes, counts)?;
         // Of the others it is set when they are filled.
         if file.bytes == 0 { self.disk.set_modified(&made, file.modified) } else { Ok(()) }
+    }
+
+    fn allocate(&self, file: &OpenFile, bytes: u64, counts: &Counts) -> Result<()> {
+        if !self.disk.allocate(file, bytes)? {
+            counts.unallocated.store(true, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// Gives a file of `bytes` that is there its size and its attributes, which cost little. False if it has to be made
     /// anew: in a delta, where it has another name elsewhere, whose content is not ours to change, or where it is another
     /// user's.
-    fn adapt_file(&self, file: &FileRecord, place: Place<'_>, bytes: u64) -> Result<bool> {
+    fn adapt_file(&self, file: &FileRecord, place: Place<'_>, bytes: u64, counts: &Counts) -> Result<bool> {
         let adapted = self.disk.open(place, Open::ReadBuffered).and_then(|open| {
             let shared = self.over.is_some() && self.disk.names_of(&open)? > 1;
             if !shared {
@@ -159,7 +170,7 @@ impl Hydration {
             if bytes > file.bytes {
                 self.disk.set_size(&open, file.bytes)?;
             } else {
-                self.disk.allocate(&open, file.bytes)?;
+                self.allocate(&open, file.bytes, counts)?;
             }
         }
         self.disk.set_modified(&open, file.modified)?;

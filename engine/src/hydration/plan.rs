@@ -4,6 +4,9 @@
 //! the packs, and one pass over the manifest in path order reads each pack front to back. Sorting by pack would
 //! hold the whole plan in memory and separate a patch from its base; here memory is one unit per worker.
 //!
+//! Where files can share blocks with packs ([`shareable`]), raw blocks that lie in a pack as they do in their file become
+//! one [`Run`], however long.
+//!
 //! [`Units`] cuts the files into units, which workers take one at a time. A unit's missing blocks become [`Job`]s: what one
 //! buffer holds, as few long reads as they need, and the pieces to make of it.
 
@@ -154,6 +157,8 @@ pub struct Job {
     pub reads: Vec<Read>,
     /// What to make of it, in the order of the files.
     pub pieces: Vec<Piece>,
+    /// The pieces are in their files already, which share them with the pack: they are only to be proven.
+    pub is_shared: bool,
 }
 
 impl Job {
@@ -164,6 +169,57 @@ impl Job {
             raw && piece.base.start.is_multiple_of(DIRECT_BYTES)
         })
     }
+}
+
+/// Consecutive blocks of a file that lie in one pack in the same order, byte for byte.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// The pack.
+    pub pack: PackId,
+    /// The first byte there.
+    pub offset: u64,
+    /// All of them together.
+    pub bytes: u64,
+    /// The blocks.
+    pub blocks: Vec<Missing>,
+}
+
+/// Sorts blocks into those that their files can share with a pack, and the others, in their order: compressed and patched
+/// ones, and the end of a file that is no whole number of 4 KiB.
+pub fn shareable(missing: Vec<Missing>) -> (Vec<Run>, Vec<Missing>) {
+    let (mut runs, mut others) = (Vec::<Run>::new(), Vec::new());
+    for block in missing {
+        let at = match block.record.content {
+            Content::Stored { at, codec: Codec::Raw }
+                if at.stored as usize == block.bytes && block.bytes.is_multiple_of(DIRECT_BYTES) =>
+            {
+                at
+            }
+            _ => {
+                others.push(block);
+                continue;
+            }
+        };
+        let follows = |run: &&mut Run| {
+            let last = run.blocks.last();
+            run.pack == at.pack
+                && run.offset + run.bytes == u64::from(at.offset)
+                && last.is_some_and(|last| Arc::ptr_eq(&last.file, &block.file) && last.index + 1 == block.index)
+        };
+        match runs.last_mut().filter(follows) {
+            Some(run) => {
+                run.bytes += u64::from(at.stored);
+                run.blocks.push(block);
+            }
+            None => runs.push(Run {
+                pack: at.pack,
+                offset: u64::from(at.offset),
+                bytes: u64::from(at.stored),
+                blocks: vec![block],
+            }),
+        }
+    }
+    (runs, others)
 }
 
 /// The limits of a job.
@@ -259,7 +315,7 @@ struct PackDraft {
     /// Sum of the aligned lengths of the reads.
     used: u64,
     files: FileCount,
-    blocks: Vec<(Missing, Run, Option<Run>)>,
+    blocks: Vec<(Missing, Stored, Option<Stored>)>,
 }
 
 /// Bytes `start..end` of a pack, aligned at the start.
@@ -272,7 +328,7 @@ struct PackRead {
 
 /// A stored run within one of the draft's reads.
 #[derive(Clone, Copy)]
-struct Run {
+struct Stored {
     read: usize,
     extent: Extent,
 }
@@ -308,7 +364,7 @@ impl PackDraft {
     }
 
     /// Extends a read to contain `extent`, or begins one.
-    fn cover(&mut self, extent: Extent) -> Run {
+    fn cover(&mut self, extent: Extent) -> Stored {
         let start = u64::from(extent.offset);
         let end = start + u64::from(extent.stored);
         let near = |read: &PackRead| {
@@ -327,7 +383,7 @@ impl PackDraft {
         let before = aligned_bytes(read);
         read.end = read.end.max(end);
         self.used += aligned_bytes(read) - before;
-        Run { read: index, extent }
+        Stored { read: index, extent }
     }
 
     fn finish(self) -> Job {
@@ -342,7 +398,7 @@ impl PackDraft {
                 placed
             })
             .collect();
-        let place = |run: Run| {
+        let place = |run: Stored| {
             let read = &reads[run.read];
             let start = read.at + in_memory(u64::from(run.extent.offset) - read.offset);
             start..start + run.extent.stored as usize
@@ -352,7 +408,7 @@ impl PackDraft {
             .into_iter()
             .map(|(block, base, patch)| Piece { block, base: place(base), patch: patch.map_or(0..0, place) })
             .collect();
-        Job { reads, pieces }
+        Job { reads, pieces, is_shared: false }
     }
 }
 

@@ -26,6 +26,11 @@ pub enum Source {
     Mount(PathBuf),
     /// The repository's packs.
     Blocks,
+    /// The same, but files share raw blocks with the packs, where their file system can: nothing of these is copied.
+    Reflink {
+        /// They are not even read: what is in the packs is believed.
+        trusted: bool,
+    },
 }
 
 /// A source, open; shared by the workers.
@@ -40,7 +45,7 @@ impl OpenSource {
     pub(super) fn open(source: &Source, backup: &Backup, layout: &Layout, disk: &dyn Disk) -> Result<Self> {
         match source {
             Source::Mount(mount) => Ok(Self::Mount(Roots::open(&layout_of_mount(mount, layout), disk)?)),
-            Source::Blocks => {
+            Source::Blocks | Source::Reflink { .. } => {
                 let key = keys::packs(backup.cluster.name());
                 let store = backup.cluster.repository().store();
                 let path = store.local_path(&key).ok_or_else(|| Error::Unsupported {
@@ -129,7 +134,8 @@ impl SourceFiles {
         reads.iter().map(|read| Ok(part(&self.file(source, &read.from, disk)?, read))).collect()
     }
 
-    fn file(&mut self, source: &OpenSource, from: &From, disk: &dyn Disk) -> Result<Arc<OpenFile>> {
+    /// The file, which stays open for a while.
+    pub(super) fn file(&mut self, source: &OpenSource, from: &From, disk: &dyn Disk) -> Result<Arc<OpenFile>> {
         match from {
             From::Pack(pack) => {
                 if let Some(open) = self.packs.get(pack) {

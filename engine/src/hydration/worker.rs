@@ -4,6 +4,8 @@
 //! its blocks as the file has them (raw in a pack, or plain from a mount) is written out from where it lies, without
 //! a copy; compressed blocks are decoded into a second buffer, which is written when it is full.
 //!
+//! Where files share raw blocks with the packs ([`super::sharing`]), what is read is only proven, and noted once it is.
+//!
 //! Always true: reads of jobs that need decoding leave [`Shape::reserve`] buffers, so decoding always finds one to
 //! decode into, sooner or later, and the loop cannot wait for itself.
 
@@ -15,7 +17,8 @@ use crossbeam::channel::{Receiver, Sender, unbounded};
 
 use super::fill::Shared;
 use super::opener::{Opened, Request};
-use super::plan::{Job, Missing, Span};
+use super::plan::{self, Job, Missing, Span};
+use super::sharing;
 use super::source::{self, SourceFiles};
 use super::target::{TargetFiles, Writes};
 use crate::blocks::Scratch;
@@ -162,12 +165,13 @@ impl<'a, 'b> Worker<'a, 'b> {
     }
 
     fn is_decoded(&self, job: &Job) -> bool {
-        !self.shared.source.gives_files() && !job.is_in_place()
+        !self.shared.source.gives_files() && !job.is_shared && !job.is_in_place()
     }
 
     /// Takes the next unit that has anything missing, and plans its jobs.
     fn take_unit(&mut self) -> Result<()> {
         while self.jobs.is_empty() {
+            self.shared.go_on()?;
             let Some(unit) = self.shared.next_unit()? else { return Ok(()) };
             let mut missing = Vec::new();
             for span in unit {
@@ -176,9 +180,31 @@ impl<'a, 'b> Worker<'a, 'b> {
                 self.shared.backup.manifest.blocks(first, span.count, &mut self.records)?;
                 self.find_missing(&span, &mut missing)?;
             }
+            if let Some(trusted) = self.shared.sharing {
+                missing = self.share(missing, trusted)?;
+            }
             self.jobs.extend(self.shared.source.jobs(missing, self.shared.backup, self.shared.shape.limits())?);
         }
         Ok(())
+    }
+
+    /// Takes the blocks that their files share, as proven or to be proven; returns what has to be copied.
+    fn share(&mut self, missing: Vec<Missing>, trusted: bool) -> Result<Vec<Missing>> {
+        let (runs, others) = plan::shareable(missing);
+        if !trusted {
+            let (there, copied) = sharing::shared_before(runs, others, self.shared);
+            let proofs = plan::from_packs(there, self.shared.shape.limits())?;
+            self.jobs.extend(proofs.into_iter().map(|job| Job { is_shared: true, ..job }));
+            return Ok(copied);
+        }
+        let started = Instant::now();
+        let (there, mut copied) = sharing::share(runs, &mut self.sources, self.shared)?;
+        self.shared.waited(Stage::Disk, started.elapsed());
+        let blocks = there.iter().map(|block| (block.number(), block.bytes)).collect();
+        self.shared.count_shared(&there);
+        self.shared.written(&Writes { blocks, ..Writes::default() })?;
+        copied.extend(others);
+        Ok(copied)
     }
 
     /// Sorts the blocks of a span, of which `records` has the records, into those to read and those that are there.
@@ -293,7 +319,7 @@ impl<'a, 'b> Worker<'a, 'b> {
         }
     }
 
-    /// Writes a buffer out from where its blocks arrived.
+    /// Writes a buffer out from where its blocks arrived, unless their files share them.
     fn write_in_place(&mut self, job: &Job, buffer: Buffer) -> Result<()> {
         if !self.shared.source.gives_files() {
             let started = Instant::now();
@@ -304,6 +330,12 @@ impl<'a, 'b> Worker<'a, 'b> {
             self.shared.waited(Stage::Decode, started.elapsed());
         }
         let mut writes = Writes::default();
+        if job.is_shared {
+            self.shared.count_shared(job.pieces.iter().map(|piece| &piece.block));
+            writes.blocks = job.pieces.iter().map(|piece| (piece.block.number(), piece.block.bytes)).collect();
+            self.free.push(buffer);
+            return self.shared.written(&writes);
+        }
         for piece in &job.pieces {
             self.targets.add(&mut writes, &piece.block, piece.base.start, self.shared)?;
         }

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::buffer::Buffer;
+use super::share::Sharing;
 use crate::{Error, Result};
 
 /// A directory under which names are looked up. The way to it may have links; the way below it may not.
@@ -136,10 +137,13 @@ pub trait Disk: Send + Sync {
     /// Makes a symbolic link with this text.
     fn make_link(&self, place: Place<'_>, text: &Path) -> Result<()>;
     /// Makes a file that was just created this large, and sure that the space is there: unwritten extents, which
-    /// read as zeros.
-    fn allocate(&self, file: &OpenFile, bytes: u64) -> Result<()>;
+    /// read as zeros. False where the file system can promise no space: the size alone is right then.
+    fn allocate(&self, file: &OpenFile, bytes: u64) -> Result<bool>;
     /// Makes bytes of a file zero, without changing its size; the space stays allocated where the file system can.
     fn make_zero(&self, file: &OpenFile, offset: u64, bytes: u64) -> Result<()>;
+    /// Lets `bytes` of `to` from `to_offset` on be those of `from` at `offset`, without moving any: whole blocks of the
+    /// file system.
+    fn share(&self, from: &OpenFile, offset: u64, to: &OpenFile, to_offset: u64, bytes: u64) -> Result<Sharing>;
     /// How many names a file has.
     fn names_of(&self, file: &OpenFile) -> Result<u64>;
     /// Sets a file's size.

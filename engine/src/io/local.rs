@@ -16,11 +16,12 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, Dir, FallocateFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid};
 use rustix::io::{Errno, retry_on_intr};
 
-use super::buffer::Buffer;
+use super::buffer::{Buffer, Pages, buffers};
 use super::disk::{Disk, Found, Open, OpenFile, Owner, Place, Queue};
 use super::durable;
 use super::plain::PlainQueue;
 use super::ring::RingQueue;
+use super::share::{self, Sharing};
 use super::transfer::REQUEST_BYTES_MAX;
 use crate::{Error, Result};
 
@@ -34,6 +35,29 @@ pub enum Engine {
     Ring,
     /// `pread` and `pwrite` on threads.
     Plain,
+}
+
+/// Why io_uring cannot be used, if that is so.
+pub fn try_ring() -> io::Result<()> {
+    RingQueue::new(&mut []).map(drop)
+}
+
+/// What a copy gets of this machine, which makes it cheap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Means {
+    /// io_uring.
+    pub ring: bool,
+    /// Its buffers are registered, so no request has to look their pages up.
+    pub registered: bool,
+    /// What the buffers lie in.
+    pub pages: Pages,
+}
+
+/// Tries it out, with `count` buffers.
+pub fn means(count: u16) -> Result<Means> {
+    let (mut all, pages) = buffers(count)?;
+    let queue = RingQueue::new(&mut all).ok();
+    Ok(Means { ring: queue.is_some(), registered: queue.is_some_and(|queue| queue.is_registered()), pages })
 }
 
 /// The real disk.
@@ -50,7 +74,7 @@ pub struct LocalDisk {
 impl LocalDisk {
     /// With io_uring where the kernel lets us have it.
     pub fn new() -> Self {
-        let engine = if RingQueue::new(&mut []).is_ok() { Engine::Ring } else { Engine::Plain };
+        let engine = if try_ring().is_ok() { Engine::Ring } else { Engine::Plain };
         Self::with(engine, true)
     }
 
@@ -172,14 +196,13 @@ impl Disk for LocalDisk {
             .map_err(|cause| failed("create link", place, cause))
     }
 
-    fn allocate(&self, file: &OpenFile, bytes: u64) -> Result<()> {
+    fn allocate(&self, file: &OpenFile, bytes: u64) -> Result<bool> {
         if bytes == 0 {
-            return Ok(());
+            return Ok(true);
         }
         match retry_on_intr(|| rustix::fs::fallocate(&file.file, FallocateFlags::empty(), 0, bytes)) {
-            Ok(()) => Ok(()),
-            // The file system cannot promise the space: the size at least is right.
-            Err(Errno::OPNOTSUPP) => self.set_size(file, bytes),
+            Ok(()) => Ok(true),
+            Err(Errno::OPNOTSUPP) => self.set_size(file, bytes).map(|()| false),
             Err(cause) => Err(Error::io("allocate space for", &file.path, cause)),
         }
     }
@@ -198,6 +221,11 @@ impl Disk for LocalDisk {
             }
             Err(cause) => Err(Error::io_at("write zeros to", &file.path, offset, cause)),
         }
+    }
+
+    fn share(&self, from: &OpenFile, offset: u64, to: &OpenFile, to_offset: u64, bytes: u64) -> Result<Sharing> {
+        share::share(&from.file, offset, &to.file, to_offset, bytes)
+            .map_err(|cause| Error::io_at("share blocks with", &to.path, to_offset, cause))
     }
 
     fn names_of(&self, file: &OpenFile) -> Result<u64> {

@@ -9,9 +9,11 @@ mod local_tests;
 mod plain;
 pub mod power_cut;
 mod ring;
+pub mod share;
 pub mod simulated;
 mod transfer;
 
-pub use buffer::{BUFFER_BYTES, Buffer, buffers};
+pub use buffer::{BUFFER_BYTES, Buffer, Pages, buffers};
 pub use disk::{Disk, Found, Open, OpenFile, Owner, Place, Queue, Root};
-pub use local::{Engine, LocalDisk, open_below};
+pub use local::{Engine, LocalDisk, Means, means, open_below, try_ring};
+pub use share::{Sharing, can_share};

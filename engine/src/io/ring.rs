@@ -80,6 +80,11 @@ impl RingQueue {
         })
     }
 
+    /// Whether the buffers are registered.
+    pub(super) fn is_registered(&self) -> bool {
+        self.registered
+    }
+
     /// Moves waiting requests into the ring while it has places.
     fn push_waiting(&mut self) {
         while self.running < REQUESTS_MAX as usize {

@@ -6,7 +6,9 @@
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,6 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::buffer::Buffer;
 use super::disk::{Disk, Finished, Found, Open, OpenFile, Owner, Part, Place, Queue, Transfer, Way};
 use super::power_cut::{Event, Recording};
+use super::share::Sharing;
 use crate::{Error, Result};
 
 /// What is to fail.
@@ -32,6 +35,7 @@ pub struct Simulated {
     inner: Arc<dyn Disk>,
     turn: Arc<Turn>,
     recording: Option<Arc<Recording>>,
+    shares: bool,
 }
 
 struct Turn {
@@ -55,14 +59,19 @@ impl Turn {
 impl Simulated {
     /// Counts, and fails what `fault` says.
     pub fn new(inner: Arc<dyn Disk>, fault: Option<Fault>) -> Self {
-        Self { inner, turn: Arc::new(Turn { next: AtomicU64::new(0), fault }), recording: None }
+        Self { inner, turn: Arc::new(Turn { next: AtomicU64::new(0), fault }), recording: None, shares: false }
     }
 
     /// Records everything that changes something below `base`.
     pub fn recording(inner: Arc<dyn Disk>, base: &Path) -> (Self, Arc<Recording>) {
         let recording = Arc::new(Recording::new(base));
         let turn = Arc::new(Turn { next: AtomicU64::new(0), fault: None });
-        (Self { inner, turn, recording: Some(Arc::clone(&recording)) }, recording)
+        (Self { inner, turn, recording: Some(Arc::clone(&recording)), shares: false }, recording)
+    }
+
+    /// The same, with files that share blocks whatever the file system: they get a copy.
+    pub fn with_sharing(self) -> Self {
+        Self { shares: true, ..self }
     }
 
     /// Operations so far.
@@ -119,11 +128,11 @@ impl Disk for Simulated {
         Ok(())
     }
 
-    fn allocate(&self, file: &OpenFile, bytes: u64) -> Result<()> {
+    fn allocate(&self, file: &OpenFile, bytes: u64) -> Result<bool> {
         self.turn("allocate space for", &file.path)?;
-        self.inner.allocate(file, bytes)?;
+        let allocated = self.inner.allocate(file, bytes)?;
         self.note(|recording| Event::Size(recording.file(file), bytes));
-        Ok(())
+        Ok(allocated)
     }
 
     fn make_zero(&self, file: &OpenFile, offset: u64, bytes: u64) -> Result<()> {
@@ -133,6 +142,23 @@ impl Disk for Simulated {
         self.inner.make_zero(file, offset, bytes)?;
         self.note(|_| Event::Done(written.unwrap_or_default()));
         Ok(())
+    }
+
+    fn share(&self, from: &OpenFile, offset: u64, to: &OpenFile, to_offset: u64, bytes: u64) -> Result<Sharing> {
+        self.turn("share blocks with", &to.path)?;
+        if !self.shares {
+            return self.inner.share(from, offset, to, to_offset, bytes);
+        }
+        // By handles of their own: those that are given may be for whole 4 KiB in aligned memory only.
+        let copy = || -> io::Result<Sharing> {
+            let mut content = vec![0; usize::try_from(bytes).map_err(io::Error::other)?];
+            File::open(&from.path)?.read_exact_at(&mut content, offset)?;
+            let written = self.note(|recording| Event::Write(recording.file(to), to_offset, content.clone()));
+            File::options().write(true).open(&to.path)?.write_all_at(&content, to_offset)?;
+            self.note(|_| Event::Done(written.unwrap_or_default()));
+            Ok(Sharing::Done)
+        };
+        copy().map_err(|cause| Error::io_at("share blocks with", &to.path, to_offset, cause))
     }
 
     fn names_of(&self, file: &OpenFile) -> Result<u64> {

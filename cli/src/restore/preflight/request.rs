@@ -10,6 +10,7 @@ use super::super::check::Thoroughness;
 use super::super::handover::Wanted;
 use super::super::plan::Source;
 use super::super::target::{Action, Goal, TimelineChoice};
+use super::super::way::Wanted as WantedIo;
 
 /// What the user asked for.
 #[derive(Clone, Debug)]
@@ -27,7 +28,9 @@ pub(crate) struct Request {
     pub(crate) port: Option<u16>,
     /// By name or OID, in the order given.
     pub(crate) tablespaces: Vec<(String, PathBuf)>,
-    pub(crate) source: Source,
+    pub(crate) source: Option<Source>,
+    pub(crate) io: WantedIo,
+    pub(crate) trust_repository: bool,
     pub(crate) adopt: bool,
     pub(crate) no_start: bool,
     pub(crate) check: Option<Thoroughness>,

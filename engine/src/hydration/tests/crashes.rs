@@ -65,12 +65,12 @@ fn assert_whole(sample: &Sample, layout: &Layout) {
 }
 
 /// A copy of which everything is recorded, the restart in its middle included.
-fn record(sample: &Sample) -> Arc<crate::io::power_cut::Recording> {
+fn record(sample: &Sample, source: Source) -> Arc<crate::io::power_cut::Recording> {
     let inner: Arc<dyn Disk> = Arc::new(LocalDisk::with(Engine::Plain, true));
     let (disk, recording) = Simulated::recording(inner, sample.directory.path());
-    let disk: Arc<dyn Disk> = Arc::new(disk);
+    let disk: Arc<dyn Disk> = Arc::new(disk.with_sharing());
     let layout = sample.target("target");
-    hydrate(sample, &layout, Source::Blocks, Arc::clone(&disk)).unwrap();
+    hydrate(sample, &layout, source, Arc::clone(&disk)).unwrap();
     recording
 }
 
@@ -79,18 +79,27 @@ fn at_every_moment_of_a_copy() {
     let sample = Sample::new(Compression::Lz4, tree());
     let stored = |record: crate::format::block::BlockRecord| record.content != Content::Zero;
     assert!((0..5).any(|block| sample.backup.manifest.block(BlockNumber(block)).is_ok_and(stored)));
-    let recording = record(&sample);
+    survives_each(&sample, &record(&sample, Source::Blocks));
+}
+
+#[test]
+fn at_every_moment_of_sharing_with_the_packs() {
+    let sample = Sample::new(Compression::None, tree());
+    survives_each(&sample, &record(&sample, Source::Reflink { trusted: false }));
+}
+
+fn survives_each(sample: &Sample, recording: &crate::io::power_cut::Recording) {
     let moments = recording.len();
     assert!(moments > 40, "{moments} events");
     for moment in 0..=moments {
-        survives(&sample, &recording, moment, moment as u64 * 7919 + 1);
+        survives(sample, recording, moment, moment as u64 * 7919 + 1);
     }
 }
 
 #[test]
 fn at_any_moment_with_any_luck() {
     let sample = Sample::new(Compression::None, tree());
-    let recording = record(&sample);
+    let recording = record(&sample, Source::Blocks);
     // Not the macro: the sample is one for all cases, and its directory goes with it.
     TestRunner::new(ProptestConfig::with_cases(40))
         .run(&(0..=recording.len(), any::<u64>()), |(moment, seed)| {

@@ -15,7 +15,12 @@ fn existing(layout: &Layout) -> Existing {
     Existing { homes, abandoned: Vec::new() }
 }
 
-fn delta(sample: &Sample, layout: &Layout, source: Source, disk: Arc<dyn Disk>) -> Result<(Compared, Filled)> {
+pub(super) fn delta(
+    sample: &Sample,
+    layout: &Layout,
+    source: Source,
+    disk: Arc<dyn Disk>,
+) -> Result<(Compared, Filled)> {
     delta_of(sample, layout, existing(layout), source, disk)
 }
 

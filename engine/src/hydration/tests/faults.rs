@@ -19,12 +19,12 @@ fn disk() -> Arc<dyn Disk> {
 }
 
 fn faulty(fault: Fault) -> Arc<Simulated> {
-    Arc::new(Simulated::new(disk(), Some(fault)))
+    Arc::new(Simulated::new(disk(), Some(fault)).with_sharing())
 }
 
 /// Fails each operation of a run in turn, then lets a second run complete.
 fn fail_each(sample: &Sample, source: &Source, forever: bool, errno: i32) {
-    let counting = Arc::new(Simulated::new(disk(), None));
+    let counting = Arc::new(Simulated::new(disk(), None).with_sharing());
     let layout = sample.target("clean");
     hydrate(sample, &layout, source.clone(), Arc::<Simulated>::clone(&counting)).unwrap();
     let operations = counting.operations();
@@ -58,6 +58,12 @@ fn each_operation_from_blocks() {
 fn each_operation_from_a_mount_and_all_after_it() {
     let sample = Sample::new(Compression::None, small_tree());
     fail_each(&sample, &Source::Mount(sample.mount()), true, libc::ENOSPC);
+}
+
+#[test]
+fn each_operation_of_sharing_with_the_packs() {
+    let sample = Sample::new(Compression::None, small_tree());
+    fail_each(&sample, &Source::Reflink { trusted: false }, false, libc::EIO);
 }
 
 #[test]

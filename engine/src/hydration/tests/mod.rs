@@ -23,6 +23,7 @@ mod copy;
 mod crashes;
 mod delta;
 mod faults;
+mod sharing;
 
 const SIZE: BlockSize = BlockSize::MIN;
 const OID: u32 = 16400;

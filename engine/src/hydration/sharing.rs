@@ -1,0 +1,122 @@
+//! Blocks that a target's files share with the repository's packs, instead of a copy.
+//!
+//! All of it is shared first and proven afterwards: a pack is shared only when no read of it is in flight, and while both
+//! went on at once each waited for the other (13 s for 3 GiB, where sharing alone took 0.25 s). The order of durability
+//! stays: a block's bit is set when its bytes have been read from the pack and their hash was right, and gets on disk
+//! behind a sync. What is shared and not proven is one more block that is missing.
+//!
+//! What the file system refuses to share is copied like any other block.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use super::fill::{Shared, all_units};
+use super::plan::{self, From, Missing, Run};
+use super::source::SourceFiles;
+use crate::format::file::FileRecord;
+use crate::io::{Open, OpenFile, Sharing, can_share};
+use crate::progress::Stage;
+use crate::repository::{Backup, keys};
+use crate::units::{BlockNumber, DIRECT_BYTES};
+use crate::{Error, Result};
+
+/// Shares all that is missing and can be shared, on every core, and proves nothing.
+pub(super) fn share_all(shared: &Shared<'_>) -> Result<()> {
+    let units = Mutex::new(all_units(shared.backup));
+    let next = || units.lock().unwrap_or_else(PoisonError::into_inner).next().transpose();
+    let work = || -> Result<()> {
+        let (mut sources, mut records) = (SourceFiles::new(), Vec::new());
+        while let Some(unit) = next()? {
+            shared.go_on()?;
+            let started = Instant::now();
+            let mut missing = Vec::new();
+            for span in unit {
+                records.clear();
+                let first = BlockNumber(span.file.first_block.0 + span.first);
+                shared.backup.manifest.blocks(first, span.count, &mut records)?;
+                missing.extend((span.first..).zip(&records).filter_map(|(index, record)| {
+                    let bytes = shared.backup.info.block_bytes.block_bytes_at(span.file.bytes, index);
+                    let block = Missing { file: Arc::clone(&span.file), index, bytes, record: *record };
+                    (!shared.map.is_present(block.number())).then_some(block)
+                }));
+            }
+            let (runs, _) = plan::shareable(missing);
+            let (_, refused) = share(runs, &mut sources, shared)?;
+            let files = refused.iter().map(|block| block.file.first_block);
+            shared.copied.lock().unwrap_or_else(PoisonError::into_inner).extend(files);
+            shared.waited(Stage::Disk, started.elapsed());
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..shared.shape.workers {
+            scope.spawn(|| shared.failure.watch(work));
+        }
+    });
+    if shared.failure.is_set() {
+        shared.failure.take()?;
+        return Err(Error::Cancelled);
+    }
+    Ok(())
+}
+
+/// Of `runs`, the blocks that [`share_all`] has shared, and those that are left to copy, `others` among them.
+pub(super) fn shared_before(runs: Vec<Run>, others: Vec<Missing>, shared: &Shared<'_>) -> (Vec<Missing>, Vec<Missing>) {
+    let copied = shared.copied.lock().unwrap_or_else(PoisonError::into_inner);
+    let blocks = runs.into_iter().flat_map(|run| run.blocks);
+    let (mut left, there): (Vec<_>, Vec<_>) = blocks.partition(|block| copied.contains(&block.file.first_block));
+    left.extend(others);
+    (there, left)
+}
+
+/// Shares `runs`; the blocks that are shared now, and those that the file system refused.
+pub(super) fn share(
+    runs: Vec<Run>,
+    sources: &mut SourceFiles,
+    shared: &Shared<'_>,
+) -> Result<(Vec<Missing>, Vec<Missing>)> {
+    let (mut there, mut refused) = (Vec::new(), Vec::new());
+    // Runs come file by file, so one open file is enough.
+    let mut last: Option<(Arc<FileRecord>, Arc<OpenFile>)> = None;
+    for run in runs {
+        let Some(first) = run.blocks.first() else { continue };
+        let target = match &last {
+            Some((file, open)) if Arc::ptr_eq(file, &first.file) => Arc::clone(open),
+            _ => {
+                finish(last.take(), shared)?;
+                shared.disk.open(shared.roots.place(&first.file.path)?, Open::Write)?
+            }
+        };
+        let pack = sources.file(&shared.source, &From::Pack(run.pack), shared.disk)?;
+        let offset = first.index * shared.backup.info.block_bytes.bytes() as u64;
+        last = Some((Arc::clone(&first.file), Arc::clone(&target)));
+        match shared.disk.share(&pack, run.offset, &target, offset, run.bytes)? {
+            Sharing::Done => {
+                there.extend(run.blocks);
+            }
+            Sharing::Refused(why) => {
+                shared.note_unshared(why);
+                refused.extend(run.blocks);
+            }
+        }
+    }
+    finish(last, shared)?;
+    Ok((there, refused))
+}
+
+/// Gives a file its modification time back, which sharing has changed.
+fn finish(done: Option<(Arc<FileRecord>, Arc<OpenFile>)>, shared: &Shared<'_>) -> Result<()> {
+    done.map_or(Ok(()), |(file, open)| shared.disk.set_modified(&open, file.modified))
+}
+
+/// Whether files in `directory`, which is there, could share blocks with the packs of `backup`. Leaves nothing behind.
+pub fn can_share_with(backup: &Backup, directory: &Path) -> Result<Sharing> {
+    let store = backup.cluster.repository().store();
+    let packs = keys::packs(backup.cluster.name());
+    let pack = store.list(&packs)?.into_iter().find(|entry| entry.bytes >= DIRECT_BYTES as u64);
+    let Some(pack) = pack.and_then(|entry| store.local_path(&entry.key)) else {
+        return Err(Error::NotFound("a pack that is a file of this machine".to_owned()));
+    };
+    can_share(&pack, DIRECT_BYTES as u64, directory)
+}
