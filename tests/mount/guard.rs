@@ -48,8 +48,8 @@ impl Mounted {
 
     /// The process that serves it.
     pub fn server(&self) -> Result<u32> {
-        let id = table::attribute(&self.mountpoint, table::SERVER_ATTRIBUTE).context("the mount has no server")?;
-        Ok(id.parse()?)
+        let served = table::served(&self.mountpoint).context("the mount has no server")?;
+        Ok(u32::try_from(served.process)?)
     }
 
     /// The most memory that its server had, and what a server may have whatever it serves: the program, the chunks of the
