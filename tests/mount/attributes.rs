@@ -138,7 +138,7 @@ fn extended_attributes() -> Result<()> {
     let sample = Sample::new()?;
     let mounted = sample.mount(&root(), &[])?;
     for path in [mounted.mountpoint.clone(), mounted.join("data/PG_VERSION")] {
-        for name in ["user.x", "security.capability", "system.posix_acl_access"] {
+        for name in ["user.x", "security.capability"] {
             let value = rustix::fs::getxattr(&path, name, &mut [0; 64]);
             assert_eq!(value.unwrap_err(), rustix::io::Errno::OPNOTSUPP, "{name}");
         }
