@@ -26,7 +26,8 @@ use crate::budget::{BUFFER_BYTES_MAX, Budget};
 use crate::errno;
 use crate::node::Node;
 use crate::reader::{OpenFile, Reader};
-use crate::table::{SERVER_ATTRIBUTE, TOKEN_ATTRIBUTE};
+use crate::session;
+use crate::table::Served;
 use crate::tree::{Attributes, Entry, Kind, Owner, Tree};
 
 /// A backup never changes: the kernel may keep what it was told.
@@ -44,7 +45,7 @@ const NAME_BYTES_MAX: u32 = 255;
 pub struct View {
     /// Shown as the owner of everything, in place of the recorded ones.
     pub owner: Option<Owner>,
-    /// What the root's attribute [`TOKEN_ATTRIBUTE`] tells.
+    /// What the mount tells of itself, see [`Served`].
     pub token: String,
     /// Memory for read-ahead and decoded blocks, bytes.
     pub memory_bytes: usize,
@@ -55,7 +56,6 @@ pub struct View {
 pub struct BackupFs {
     tree: Tree,
     reader: Reader,
-    token: String,
     handles: Handles<OpenFile>,
     /// The archive as it was when its directory was opened: positions in it are the cookies.
     listings: Handles<Vec<WalFile>>,
@@ -91,12 +91,10 @@ impl<T> Handles<T> {
 impl BackupFs {
     /// The file system of `backup`.
     pub fn new(backup: &Backup, view: View) -> Result<Self> {
-        let workers = std::thread::available_parallelism().map_or(1, usize::from);
-        let reader = Reader::new(Budget::new(view.memory_bytes), workers);
+        let reader = Reader::new(Budget::new(view.memory_bytes), session::read_ahead_threads());
         Ok(Self {
-            tree: Tree::new(backup, view.owner)?,
+            tree: Tree::new(backup, view.owner, &Served { token: view.token, process: own_process() })?,
             reader: reader.map_err(|cause| Error::io("start", "read-ahead threads", cause))?,
-            token: view.token,
             handles: Handles::new(),
             listings: Handles::new(),
         })
@@ -157,15 +155,10 @@ impl BackupFs {
         }
         Ok(())
     }
+}
 
-    fn extended_attribute(&self, inode: INodeNo, name: &OsStr) -> Option<Vec<u8>> {
-        let at_root = Node::of(inode.0) == Some(Node::Root);
-        match name.to_str().filter(|_| at_root)? {
-            TOKEN_ATTRIBUTE => Some(self.token.clone().into_bytes()),
-            SERVER_ATTRIBUTE => Some(std::process::id().to_string().into_bytes()),
-            _ => None,
-        }
-    }
+fn own_process() -> i32 {
+    rustix::process::getpid().as_raw_nonzero().get()
 }
 
 /// Runs a handler. If it panics its reply is dropped, which answers EIO; the log says where.
@@ -391,15 +384,14 @@ impl Filesystem for BackupFs {
         reply.statfs(units, 0, 0, files, 0, UNIT_BYTES, NAME_BYTES_MAX, UNIT_BYTES);
     }
 
-    fn getxattr(&self, _request: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let Some(value) = self.extended_attribute(inode, name) else { return reply.error(Errno::NO_XATTR) };
-        send_xattr(&value, size, reply);
+    // There are none. ENOSYS is never passed on: the kernel answers EOPNOTSUPP, and does so by itself from then on.
+
+    fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {
+        reply.error(Errno::ENOSYS);
     }
 
-    fn listxattr(&self, _request: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
-        let at_root = Node::of(inode.0) == Some(Node::Root);
-        let names = if at_root { format!("{TOKEN_ATTRIBUTE}\0{SERVER_ATTRIBUTE}\0") } else { String::new() };
-        send_xattr(names.as_bytes(), size, reply);
+    fn listxattr(&self, _: &Request, _: INodeNo, _: u32, reply: ReplyXattr) {
+        reply.error(Errno::ENOSYS);
     }
 
     fn access(&self, _: &Request, _: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
@@ -504,14 +496,5 @@ impl Filesystem for BackupFs {
     ) {
         // The target would lie on this mount; for a copy from here to elsewhere the kernel reads.
         reply.error(Errno::EROFS);
-    }
-}
-
-/// The two steps of the call: first the size, then the value.
-fn send_xattr(value: &[u8], size: u32, reply: ReplyXattr) {
-    match (size, u32::try_from(value.len())) {
-        (0, Ok(bytes)) => reply.size(bytes),
-        (room, Ok(bytes)) if bytes <= room => reply.data(value),
-        _ => reply.error(Errno::ERANGE),
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! | highest bits | the rest |
 //! |---|---|
-//! | `00` | the mount's own directories, and `backup.json` |
+//! | `00` | the mount's own directories, `backup.json`, and who serves it |
 //! | `01` | an index in the manifest's path order |
 //! | `10` | the same, of a tablespace's record, as a directory |
 //! | `11` | a file of the archive: 2 bits of kind, 18 of timeline, 42 of segment number |
@@ -25,6 +25,8 @@ pub enum Node {
     Wal,
     /// `backup.json`.
     Description,
+    /// The link that tells who serves the mount.
+    Served,
     /// The file at this index of the manifest, as it lies in `data`, or in a tablespace.
     File(u64),
     /// `tablespaces/<oid>`: the record at this index, which in `data` is a link.
@@ -63,6 +65,7 @@ impl Node {
             Self::Tablespaces => ROOT + 2,
             Self::Wal => ROOT + 3,
             Self::Description => ROOT + 4,
+            Self::Served => ROOT + 5,
             Self::File(index) => CLASS_FILE << CLASS_SHIFT | index & INDEX_MASK,
             Self::Tablespace(index) => CLASS_TABLESPACE << CLASS_SHIFT | index & INDEX_MASK,
             Self::WalFile(WalFile::Segment(segment)) => wal(WAL_SEGMENT, segment.timeline, segment.number),
@@ -85,7 +88,7 @@ impl Node {
             CLASS_WAL => return Self::of_wal(inode),
             _ => {}
         }
-        [Self::Root, Self::Data, Self::Tablespaces, Self::Wal, Self::Description]
+        [Self::Root, Self::Data, Self::Tablespaces, Self::Wal, Self::Description, Self::Served]
             .into_iter()
             .find(|node| node.inode() == inode)
     }
@@ -122,7 +125,14 @@ mod tests {
         let segment = (0_u32..1 << WAL_TIMELINE_BITS, 0_u64..1 << WAL_NUMBER_BITS)
             .prop_map(|(timeline, number)| SegmentName { timeline: Timeline(timeline), number });
         prop_oneof![
-            prop::sample::select(vec![Node::Root, Node::Data, Node::Tablespaces, Node::Wal, Node::Description]),
+            prop::sample::select(vec![
+                Node::Root,
+                Node::Data,
+                Node::Tablespaces,
+                Node::Wal,
+                Node::Description,
+                Node::Served
+            ]),
             (0_u64..=INDEX_MASK).prop_map(Node::File),
             (0_u64..=INDEX_MASK).prop_map(Node::Tablespace),
             segment.clone().prop_map(|segment| Node::WalFile(WalFile::Segment(segment))),

@@ -4,9 +4,11 @@
 //! with "transport endpoint is not connected", and one whose server hangs does not answer at all.
 
 use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -14,14 +16,14 @@ use engine::{Error, Result};
 
 /// The file system type of our mounts.
 pub const FILE_SYSTEM_TYPE: &str = "fuse.pghydrant";
-/// The extended attribute of a mount's root that tells the token which its server was started with.
-pub const TOKEN_ATTRIBUTE: &str = "user.pghydrant.session";
-/// The extended attribute of a mount's root that tells the process id of its server.
-pub const SERVER_ATTRIBUTE: &str = "user.pghydrant.server";
+/// The link in a mount's root, in no listing, whose text is a [`Served`].
+///
+/// An extended attribute would say it as well; but for a file system that has one the kernel asks its server for those of
+/// every file that anybody lists.
+pub const SERVED_LINK: &str = ".pghydrant";
 
 /// How long a mount may take to answer before it counts as hung.
 const ANSWER_TIME: Duration = Duration::from_secs(10);
-const ATTRIBUTE_BYTES_MAX: usize = 256;
 /// As many as the kernel follows.
 const LINKS_MAX: usize = 40;
 
@@ -42,6 +44,30 @@ impl Mount {
     /// Whether one of our servers made it.
     pub fn is_ours(&self) -> bool {
         self.file_system_type == FILE_SYSTEM_TYPE
+    }
+}
+
+/// Who serves a mount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Served {
+    /// What the server was started with.
+    pub token: String,
+    /// Its process id.
+    pub process: i32,
+}
+
+impl fmt::Display for Served {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.token, self.process)
+    }
+}
+
+impl FromStr for Served {
+    type Err = ();
+
+    fn from_str(text: &str) -> std::result::Result<Self, ()> {
+        let (token, process) = text.split_once(' ').ok_or(())?;
+        Ok(Self { token: token.to_owned(), process: process.parse().map_err(|_| ())? })
     }
 }
 
@@ -105,14 +131,10 @@ pub fn ask(mountpoint: &Path) -> mpsc::Receiver<()> {
     })
 }
 
-/// An extended attribute of the mount's root; nothing if it has none or does not answer.
-pub fn attribute(mountpoint: &Path, name: &'static str) -> Option<String> {
-    let answer = with_patience(mountpoint, move |path| {
-        let mut value = [0; ATTRIBUTE_BYTES_MAX];
-        let bytes = rustix::fs::getxattr(path, name, &mut value)?;
-        rustix::io::Result::Ok(String::from_utf8_lossy(&value[..bytes]).into_owned())
-    });
-    answer?.ok()
+/// Who serves the mount; nothing if it does not answer, or is none of ours.
+pub fn served(mountpoint: &Path) -> Option<Served> {
+    let text = with_patience(mountpoint, |path| std::fs::read_link(path.join(SERVED_LINK)))?;
+    text.ok()?.to_str()?.parse().ok()
 }
 
 /// Proves that what lies at `mountpoint` is the mount of the server that was given `token`, and no directory and no
@@ -124,8 +146,8 @@ pub fn prove(mountpoint: &Path, token: &str) -> Result<()> {
         Some(mount) => return Err(refuse(format!("is a mount of type {}", mount.file_system_type))),
         None => return Err(refuse("is not a mount".to_owned())),
     }
-    match attribute(mountpoint, TOKEN_ATTRIBUTE) {
-        Some(found) if found == token => Ok(()),
+    match served(mountpoint) {
+        Some(found) if found.token == token => Ok(()),
         Some(_) => Err(refuse("is the mount of another session".to_owned())),
         None => Err(refuse("does not answer".to_owned())),
     }
@@ -193,6 +215,15 @@ mod tests {
         assert_eq!(mount.mountpoint, Path::new("/run/my mount"));
         assert_eq!((mount.device.as_str(), mount.source.as_str()), ("0:52", "pghydrant:main/x"));
         assert!(mount.is_ours());
+    }
+
+    #[test]
+    fn who_serves_a_mount_is_read_as_it_is_written() {
+        let served = Served { token: "0a".to_owned(), process: 7 };
+        assert_eq!(served.to_string().parse(), Ok(served));
+        for text in ["", "0a", "0a ", "0a x", "0a 7 8"] {
+            assert_eq!(text.parse::<Served>(), Err(()), "{text}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! tablespaces/<oid>/     the tablespaces outside of it
 //! wal/                   the archive's files, from the backup's first segment on; new ones appear as they arrive
 //! backup.json            the description of the backup
+//! .pghydrant             a link that no listing shows: who serves the mount
 //! ```
 //!
 //! An inode number *is* the place of its file: the index in the manifest's path order, or the timeline and number of a
@@ -25,6 +26,7 @@ use engine::{Error, Result};
 
 use crate::content::{ArchivedFile, BackupFile, Content, Text};
 use crate::node::{Node, has_number};
+use crate::table::{SERVED_LINK, Served};
 
 /// Who owns the files of a mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +83,7 @@ pub struct Tree {
     blocks: Blocks,
     wal: WalArchive,
     description: Arc<[u8]>,
+    served: String,
     first_segment: SegmentName,
     segment_bytes: u64,
     block_bytes: u64,
@@ -102,7 +105,7 @@ struct Labels {
 
 impl Tree {
     /// The tree of `backup`. `owner` is shown as the owner of everything, in place of the recorded ones.
-    pub fn new(backup: &Backup, owner: Option<Owner>) -> Result<Self> {
+    pub fn new(backup: &Backup, owner: Option<Owner>, served: &Served) -> Result<Self> {
         let Backup { info, manifest, cluster } = backup;
         let description = info.to_json().map_err(|malformed| {
             Error::io("describe", format!("backup {}", info.label), std::io::Error::other(malformed))
@@ -114,6 +117,7 @@ impl Tree {
             blocks: backup.blocks(),
             wal: cluster.wal(),
             description: description.into(),
+            served: served.to_string(),
             first_segment: SegmentName::holding(info.wal.timeline, info.wal.start, segment_bytes),
             segment_bytes,
             block_bytes: info.block_bytes.bytes() as u64,
@@ -141,6 +145,10 @@ impl Tree {
                 let bytes = self.description.len() as u64;
                 Ok(Attributes { kind: Kind::File, bytes, ..self.directory(node, 0o600) })
             }
+            Node::Served => {
+                let bytes = self.served.len() as u64;
+                Ok(Attributes { kind: Kind::Link, bytes, ..self.directory(node, 0o777) })
+            }
             Node::File(index) => Ok(self.of_file(index, &self.record(index)?)),
             Node::Tablespace(index) => Ok(self.of_tablespace(index, &self.record(index)?)),
             Node::WalFile(_) | Node::WalLabel(_) => self.of_wal(self.wal_file(node)?),
@@ -150,6 +158,7 @@ impl Tree {
     /// The child `name` of the directory `parent`.
     pub fn lookup(&self, parent: Node, name: &str) -> Result<Option<Attributes>> {
         match parent {
+            Node::Root if name == SERVED_LINK => self.attributes(Node::Served).map(Some),
             Node::Root => {
                 let node = ROOT_ENTRIES.into_iter().find(|(entry, _)| *entry == name);
                 node.map(|(_, node)| self.attributes(node)).transpose()
@@ -171,7 +180,7 @@ impl Tree {
                 },
                 _ => Ok(None),
             },
-            Node::Description | Node::WalFile(_) | Node::WalLabel(_) => Ok(None),
+            Node::Description | Node::Served | Node::WalFile(_) | Node::WalLabel(_) => Ok(None),
         }
     }
 
@@ -202,7 +211,7 @@ impl Tree {
                     !is_root || each(entry)
                 })
             }
-            Node::Wal | Node::Description | Node::WalFile(_) | Node::WalLabel(_) => Ok(()),
+            Node::Wal | Node::Description | Node::Served | Node::WalFile(_) | Node::WalLabel(_) => Ok(()),
         }
     }
 
@@ -227,6 +236,7 @@ impl Tree {
     pub fn link_text(&self, node: Node) -> Result<Option<String>> {
         match node {
             Node::File(index) => Ok(link_text(&self.record(index)?)),
+            Node::Served => Ok(Some(self.served.clone())),
             _ => Ok(None),
         }
     }
@@ -247,7 +257,7 @@ impl Tree {
                 let (name, object) = self.wal_object(self.wal_file(node)?)?;
                 Ok(Some(Box::new(ArchivedFile { name, object, block_bytes: self.wal_block_bytes })))
             }
-            Node::Root | Node::Data | Node::Tablespaces | Node::Wal | Node::Tablespace(_) => Ok(None),
+            Node::Root | Node::Data | Node::Tablespaces | Node::Wal | Node::Served | Node::Tablespace(_) => Ok(None),
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 
-use fusefs::table::{self, SERVER_ATTRIBUTE, TOKEN_ATTRIBUTE};
+use fusefs::table;
 
 use super::guard::{names, root};
 use super::sample::{LARGE, MANY, Sample};
@@ -105,28 +105,52 @@ fn the_size_of_the_file_system() -> Result<()> {
     Ok(())
 }
 
-/// The root's extended attribute `user.pghydrant.session` tells the token that its server was started with, and
-/// `user.pghydrant.server` the server's process id; nothing else has extended attributes.
+/// The root's link `.pghydrant`, which no listing shows, tells the token that its server was started with and the
+/// server's process id.
+#[test]
+fn who_serves_it() -> Result<()> {
+    requires!(Fuse);
+    let sample = Sample::new()?;
+    let mounted = sample.mount(&root(), &[])?;
+    let served = table::served(&mounted.mountpoint).context("the mount does not tell")?;
+    assert_eq!(served.token.len(), 32);
+    table::prove(&mounted.mountpoint, &served.token)?;
+    assert!(table::prove(&mounted.mountpoint, "another").is_err());
+    assert!(table::prove(&mounted.join("data"), &served.token).is_err());
+    let program = fs::read_link(format!("/proc/{}/exe", served.process))?;
+    assert_eq!(program.file_name(), mounted.pghydrant.binary.file_name());
+    let text = fs::read_link(mounted.join(table::SERVED_LINK))?;
+    assert_eq!(text.as_os_str(), format!("{} {}", served.token, served.process).as_str());
+    let link = fs::symlink_metadata(mounted.join(table::SERVED_LINK))?;
+    assert!(link.is_symlink() && link.len() == text.as_os_str().len() as u64);
+    for directory in [mounted.join(""), mounted.join("data")] {
+        let mut names = fs::read_dir(&directory)?.map(|entry| entry.map(|entry| entry.file_name()));
+        assert!(names.all(|name| name.is_ok_and(|name| name != table::SERVED_LINK)));
+    }
+    assert_eq!(table::served(&mounted.join("data")), None);
+    Ok(())
+}
+
+/// Nothing has extended attributes: asking for them is EOPNOTSUPP, and once that was said the server is not asked again.
 #[test]
 fn extended_attributes() -> Result<()> {
     requires!(Fuse);
     let sample = Sample::new()?;
     let mounted = sample.mount(&root(), &[])?;
-    let token = table::attribute(&mounted.mountpoint, TOKEN_ATTRIBUTE).context("no token")?;
-    assert_eq!(token.len(), 32);
-    table::prove(&mounted.mountpoint, &token)?;
-    assert!(table::prove(&mounted.mountpoint, "another").is_err());
-    assert!(table::prove(&mounted.join("data"), &token).is_err());
-    let program = fs::read_link(format!("/proc/{}/exe", mounted.server()?))?;
-    assert_eq!(program.file_name(), mounted.pghydrant.binary.file_name());
-    let mut listed = [0; 256];
-    let bytes = rustix::fs::listxattr(&mounted.mountpoint, &mut listed)?;
-    let listed: BTreeSet<_> = listed[..bytes].split(|byte| *byte == 0).filter(|name| !name.is_empty()).collect();
-    assert_eq!(listed, [TOKEN_ATTRIBUTE.as_bytes(), SERVER_ATTRIBUTE.as_bytes()].into());
-    let small = rustix::fs::getxattr(&mounted.mountpoint, TOKEN_ATTRIBUTE, &mut [0; 4]);
-    assert_eq!(small.unwrap_err(), rustix::io::Errno::RANGE);
-    let absent = rustix::fs::getxattr(mounted.join("data/PG_VERSION"), TOKEN_ATTRIBUTE, &mut [0; 64]);
-    assert_eq!(absent.unwrap_err(), rustix::io::Errno::NODATA);
-    assert_eq!(rustix::fs::listxattr(mounted.join("data"), &mut [0; 64])?, 0);
+    for path in [mounted.mountpoint.clone(), mounted.join("data/PG_VERSION")] {
+        for name in ["user.x", "security.capability"] {
+            let value = rustix::fs::getxattr(&path, name, &mut [0; 64]);
+            assert_eq!(value.unwrap_err(), rustix::io::Errno::OPNOTSUPP, "{name}");
+        }
+        let names = rustix::fs::listxattr(&path, &mut [0; 64]);
+        assert_eq!(names.unwrap_err(), rustix::io::Errno::OPNOTSUPP);
+    }
+    // A server that was stopped could not say so.
+    let server = rustix::process::Pid::from_raw(i32::try_from(mounted.server()?)?).context("no server")?;
+    let open = File::open(mounted.join("data/PG_VERSION"))?;
+    rustix::process::kill_process(server, rustix::process::Signal::STOP)?;
+    let asked = rustix::fs::fgetxattr(&open, "security.capability", &mut [0; 64]);
+    rustix::process::kill_process(server, rustix::process::Signal::CONT)?;
+    assert_eq!(asked.unwrap_err(), rustix::io::Errno::OPNOTSUPP);
     Ok(())
 }

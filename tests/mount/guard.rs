@@ -48,15 +48,15 @@ impl Mounted {
 
     /// The process that serves it.
     pub fn server(&self) -> Result<u32> {
-        let id = table::attribute(&self.mountpoint, table::SERVER_ATTRIBUTE).context("the mount has no server")?;
-        Ok(id.parse()?)
+        let served = table::served(&self.mountpoint).context("the mount has no server")?;
+        Ok(u32::try_from(served.process)?)
     }
 
     /// The most memory that its server had, and what a server may have whatever it serves: the program, the chunks of the
     /// manifest that it keeps, and each thread's memory for stored bytes and for a reply.
     pub fn peak_and_limit(&self) -> Result<(u64, u64)> {
         const PROGRAM_BYTES: u64 = 44 << 20;
-        let threads = fusefs::session::threads() + std::thread::available_parallelism()?.get();
+        let threads = fusefs::session::threads() + fusefs::session::read_ahead_threads();
         let limit = PROGRAM_BYTES + (threads * 2 * engine::io::BUFFER_BYTES) as u64;
         let status = fs::read_to_string(format!("/proc/{}/status", self.server()?))?;
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;

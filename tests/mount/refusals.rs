@@ -4,7 +4,6 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
-use fusefs::table::TOKEN_ATTRIBUTE;
 use rustix::fs::{AtFlags, CWD, RenameFlags, XattrFlags};
 
 use super::guard::{errno, root};
@@ -40,7 +39,7 @@ fn changes() -> Result<()> {
         ("chown", std::os::unix::fs::chown(&file, Some(1), Some(1))),
         ("utimes", File::open(&file)?.set_times(fs::FileTimes::new().set_modified(std::time::SystemTime::now()))),
         ("setxattr", errno_of(rustix::fs::setxattr(&file, "user.x", b"x", XattrFlags::empty()))),
-        ("removexattr", errno_of(rustix::fs::removexattr(&mounted.mountpoint, TOKEN_ATTRIBUTE))),
+        ("removexattr", errno_of(rustix::fs::removexattr(&mounted.mountpoint, "user.x"))),
         ("access", errno_of(rustix::fs::accessat(CWD, &file, rustix::fs::Access::WRITE_OK, AtFlags::empty()))),
     ];
     for (call, outcome) in outcomes {

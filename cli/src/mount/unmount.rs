@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use engine::{Error, Result};
 use fusefs::mounting;
-use fusefs::table::{self, Health, SERVER_ATTRIBUTE};
+use fusefs::table::{self, Health};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
@@ -87,7 +87,7 @@ fn refuse_unless_ours(mountpoint: &Path) -> anyhow::Result<()> {
 }
 
 fn server_of(mountpoint: &Path) -> Option<Pid> {
-    table::attribute(mountpoint, SERVER_ATTRIBUTE)?.parse().ok().and_then(Pid::from_raw)
+    table::served(mountpoint).and_then(|served| Pid::from_raw(served.process))
 }
 
 /// The servers that were started for a mountpoint, by their command lines: also one that has already unmounted it.
