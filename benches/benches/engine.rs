@@ -42,7 +42,7 @@ fn manifest(criterion: &mut Criterion) {
     let written = write(&root, Compression::Lz4, small_files(FILES, 8192), |file, out| {
         out.resize(file.bytes as usize, file.path.len() as u8);
     });
-    let label = written.expect("a backup").info().label.clone();
+    let label = written.expect("a backup").info.label.clone();
     let open = || {
         let repository = Repository::open(&root).expect("the repository");
         let cluster = repository.cluster(&"bench".parse().expect("a name")).expect("the cluster");
@@ -52,14 +52,14 @@ fn manifest(criterion: &mut Criterion) {
     group.bench_function("open", |bencher| bencher.iter(|| black_box(open())));
     group.sample_size(10).throughput(Throughput::Elements(FILES as u64));
     group.bench_function("scan files", |bencher| {
-        bencher.iter(|| open().files().map(|file| file.expect("a file").bytes).sum::<u64>());
+        bencher.iter(|| open().manifest.files().map(|file| file.expect("a file").bytes).sum::<u64>());
     });
     group.bench_function("scan blocks", |bencher| {
         let mut records = Vec::new();
         bencher.iter(|| {
             let backup = open();
             records.clear();
-            backup.blocks(BlockNumber(0), FILES as u64, &mut records).expect("the records");
+            backup.manifest.blocks(BlockNumber(0), FILES as u64, &mut records).expect("the records");
             black_box(records.len())
         });
     });
@@ -67,7 +67,7 @@ fn manifest(criterion: &mut Criterion) {
     group.bench_function("find a file", |bencher| {
         let backup = open();
         let mut random = Random(1);
-        bencher.iter(|| backup.file_at(random.below(FILES) as u64).expect("a file"));
+        bencher.iter(|| backup.manifest.file_at(random.below(FILES) as u64).expect("a file"));
     });
     group.finish();
 }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::options::{CodecName, Section};
 use crate::report::{Kind, Report, Series};
-use crate::sections::delta::{SPREADS, changed};
+use crate::sections::delta::{CLUSTER, SPREADS, changed};
 use crate::sections::restore::{CEILING, READ};
 
 const CODECS: [CodecName; 3] = [CodecName::None, CodecName::Lz4, CodecName::Zstd];
@@ -156,9 +156,10 @@ impl<'r> Judge<'r> {
         for (_, what) in SPREADS {
             let changed = self.report.size(&changed(what)).map(|bytes| bytes as f64);
             // What must be read is the cluster; what changed is written at the speed of a copy.
-            let whole = self.report.cluster_bytes as f64;
-            let written = self.seconds(Section::Restore, CEILING).zip(changed).map(|(copy, part)| copy * part / whole);
-            let device = self.seconds(Section::Restore, READ).zip(written).map(|(read, write)| read + write);
+            let whole = self.report.size(CLUSTER).unwrap_or(self.report.cluster_bytes) as f64;
+            let for_byte = |name| Some(self.seconds(Section::Restore, name)? / self.report.cluster_bytes as f64);
+            let written = for_byte(CEILING).zip(changed).map(|(copy, part)| copy * part);
+            let device = for_byte(READ).zip(written).map(|(read, write)| read * whole + write);
             let name = format!("second backup, {what}: pghydrant ");
             if let Some(series) = self.starting(Section::Delta, &name) {
                 let (seconds, of) = (series.seconds(), format!("size of {}", series.name));

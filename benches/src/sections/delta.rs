@@ -17,6 +17,9 @@ use crate::world::World;
 pub(crate) const SPREADS: [(Spread, &str); 2] =
     [(Spread::Random, "random pages"), (Spread::Together, "pages together")];
 
+/// The cluster's size by then, in a report.
+pub(crate) const CLUSTER: &str = "cluster before the second backups";
+
 /// The size of what changed, in a report.
 pub(crate) fn changed(what: &str) -> String {
     format!("5 % changed, {what}")
@@ -30,6 +33,7 @@ pub(crate) fn run(world: &World, report: &mut Report) -> anyhow::Result<()> {
         pgbackrest.ensure_backup().map_err(|error| format!("failed: {error:#}")).map(|()| pgbackrest)
     });
     report.add_size(format!("first backup, pghydrant {codec}"), ours.bytes()?);
+    report.add_size(CLUSTER, cluster::bytes(world)?);
     for (spread, what) in SPREADS {
         second_backups(world, report, &ours, &pgbackrest, spread, what)?;
     }
@@ -88,7 +92,8 @@ fn second_backups(
         }
         Err(why) => report.leave_out(Section::Delta, &name, Kind::Peer, why.clone()),
     }
-    hold(world, report, Section::Delta, Work::Bytes(report.cluster_bytes), contestants)?;
+    let work = Work::Bytes(report.size(CLUSTER).unwrap_or(report.cluster_bytes));
+    hold(world, report, Section::Delta, work, contestants)?;
     report.add_size(changed(what), change.pages.get() * pghydrant_benches::pages::PAGE_BYTES as u64);
     for (of, bytes) in sizes.into_inner() {
         report.add_size(of, bytes);
@@ -168,5 +173,6 @@ fn restores(
         }
         Err(why) => report.leave_out(Section::Delta, &name, Kind::Peer, why.clone()),
     }
-    hold(world, report, Section::Delta, Work::Bytes(report.cluster_bytes), contestants)
+    let work = Work::Bytes(report.size(CLUSTER).unwrap_or(report.cluster_bytes));
+    hold(world, report, Section::Delta, work, contestants)
 }
