@@ -12,7 +12,7 @@ use crate::options::Section;
 use crate::ours::{Repository, with_server};
 use crate::peers::PgBackRest;
 use crate::report::{Kind, Report, Work};
-use crate::world::World;
+use crate::world::{World, remove};
 
 pub(crate) const SPREADS: [(Spread, &str); 2] =
     [(Spread::Random, "random pages"), (Spread::Together, "pages together")];
@@ -139,26 +139,19 @@ fn restores(
         ours.backup()?;
         pgbackrest.as_ref().map_or(Ok(()), |pgbackrest| pgbackrest.backup("incr"))
     })?;
-    crate::world::remove(&world.target())?;
-    ours.restore("blocks", &[])?;
+    remove(&world.target())?;
     let seed = Cell::new(1000);
     let prepare = || {
-        let target = world.target();
-        // As a stopped server of its own has it.
-        for name in ["backup_label", "recovery.signal", "backup_manifest", "backup.manifest"] {
-            crate::world::remove(&target.join(name))?;
-        }
-        let control = target.join("global/pg_control");
-        fs::copy(cluster::data(world).join("global/pg_control"), &control).context("cannot lay pg_control")?;
-        world.give_to_server(&control)?;
+        lay_target(world)?;
         seed.set(seed.get() + 1);
-        change_pages(world, &target, spread, seed.get()).map(drop)
+        change_pages(world, &world.target(), spread, seed.get()).map(drop)
     };
     let same = move || compare::same_tables(&cluster::data(world), &world.target());
     let codec = world.options.codec();
     let mut contestants = Vec::new();
     for source in ["mount", "blocks"] {
         let run = move || {
+            // Their own cluster's directory again, so that nothing of its configuration changes.
             let options = ["--delta", "--adopt", "--target-immediate", "--no-start"];
             ours.restore_to(&world.target(), source, &options).map(|()| Outcome::default())
         };
@@ -175,4 +168,24 @@ fn restores(
     }
     let work = Work::Bytes(report.size(CLUSTER).unwrap_or(report.cluster_bytes));
     hold(world, report, Section::Delta, work, contestants)
+}
+
+/// The target as a stopped server of its own leaves it: the last contestant's tables, the cluster's control file and WAL.
+fn lay_target(world: &World) -> anyhow::Result<()> {
+    let (data, target) = (cluster::data(world), world.target());
+    // Of a contestant that failed.
+    if target.join("pghydrant.session").exists() || !target.join("PG_VERSION").exists() {
+        remove(&target)?;
+        return world.run(world.command("cp").arg("-a").arg(&data).arg(&target)).map(drop);
+    }
+    let entries = fs::read_dir(&target).with_context(|| format!("cannot read {}", target.display()))?;
+    let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    // What says that a restore is to be recovered, and the WAL that one has kept.
+    let left = ["backup_label", "recovery.signal", "backup_manifest", "backup.manifest", "pg_wal"];
+    for name in names.filter(|name| left.contains(&name.as_str()) || name.starts_with("pghydrant.wal-")) {
+        remove(&target.join(name))?;
+    }
+    remove(&target.join("global/pg_control"))?;
+    world.run(world.command("cp").arg("-a").arg(data.join("global/pg_control")).arg(target.join("global/")))?;
+    world.run(world.command("cp").arg("-a").arg(data.join("pg_wal")).arg(target.join("pg_wal"))).map(drop)
 }
