@@ -24,7 +24,7 @@ fn the_suite_restores_a_tiny_cluster_and_leaves_nothing_behind() {
     let scratch = tempfile::Builder::new().prefix("pghydrant-test-").tempdir_in("/var/tmp").unwrap();
     let place = scratch.path().join("place");
     let mut command = Command::new(bench);
-    command.args(["--size", "0.03", "--rounds", "1", "--peers", "none", "--codecs", "lz4", "--warm"]);
+    command.args(["--size", "0.02", "--rounds", "1", "--peers", "none", "--codecs", "lz4", "--warm"]);
     command.args(["--only", "backup,restore"]).arg("--place").arg(&place);
     command.arg("--json").arg(scratch.path().join("figures.json")).arg("--svg").arg(scratch.path());
     // The server's user has to reach the place.
