@@ -17,7 +17,7 @@ use engine::hydration::map::Identity;
 use engine::io::disk::{Part, Transfer, Way};
 use engine::io::{BUFFER_BYTES, Disk, LocalDisk, Open, Root, buffers};
 use engine::repository::Repository;
-use engine::units::BlockNumber;
+use engine::units::{BlockNumber, BlockSize};
 use pghydrant_benches::backup::{small_files, write};
 use pghydrant_benches::pages::Random;
 
@@ -55,11 +55,12 @@ fn manifest(criterion: &mut Criterion) {
         bencher.iter(|| open().manifest.files().map(|file| file.expect("a file").bytes).sum::<u64>());
     });
     group.bench_function("scan blocks", |bencher| {
-        let mut records = Vec::new();
         bencher.iter(|| {
-            let backup = open();
-            records.clear();
-            backup.manifest.blocks(BlockNumber(0), FILES as u64, &mut records).expect("the records");
+            let (backup, mut records) = (open(), Vec::new());
+            for file in backup.manifest.files().map(|file| file.expect("a file")) {
+                let blocks = BlockSize::DEFAULT.blocks_of(file.bytes);
+                backup.manifest.blocks(file.first_block, blocks, &mut records).expect("the records");
+            }
             black_box(records.len())
         });
     });
