@@ -2,15 +2,16 @@
 CARGO ?= cargo
 export CARGO
 
-.PHONY: help build demo test lint bench bench-parts fuzz soak
+.PHONY: help build demo test lint bench bench-peers bench-parts fuzz soak
 
 help:
 	@echo "make build   the release binary: target/release/pghydrant"
 	@echo "make demo    back up and restore a throw-away cluster (under two minutes, plus the build)"
 	@echo "make test    every test, with real PostgreSQL, FUSE mounts and loop devices"
 	@echo "make lint    formatting and clippy, warnings are errors; the fuzz workspace too"
-	@echo "make bench   whole restores against cp -a and the device's ceiling (10 GB of free disk)"
-	@echo "make bench-parts  the parts alone, by criterion: format, copier"
+	@echo "make bench   everything, against other tools and the device's ceiling (BENCH='--size 3 --only restore')"
+	@echo "make bench-peers  installs the other tools that Debian and PyPI have"
+	@echo "make bench-parts  the parts alone, by criterion: format, engine, copier"
 	@echo "make fuzz    each fuzz target for a minute (FUZZ_SECONDS=60)"
 	@echo "make soak    the crash test with 400 kills instead of 20 (SOAK_KILLS=400)"
 
@@ -36,8 +37,12 @@ lint:
 
 bench:
 	@scripts/install-dependencies.sh bench
-	$(CARGO) build --release --locked --package pghydrant
-	benches/restore.sh
+	$(CARGO) build --release --locked --package pghydrant --package pghydrant-benches --bin pghydrant --bin bench
+	PGHYDRANT_BENCH_PEERS=$(CURDIR)/target/peers/bin $${CARGO_TARGET_DIR:-target}/release/bench $(BENCH)
+
+bench-peers:
+	@scripts/install-dependencies.sh peers
+	@scripts/bench-peers.sh target/peers
 
 # The parts alone, by criterion.
 bench-parts:

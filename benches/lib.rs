@@ -1,4 +1,4 @@
-//! Benchmarks of the parts; whole restores are timed by `restore.sh` beside this file.
+//! Benchmarks of the parts; the suite of whole backups and restores is `src/main.rs`.
 
 // Figures, not arithmetic: what a benchmark casts is bounded by its own constants.
 #[allow(clippy::cast_possible_truncation)]

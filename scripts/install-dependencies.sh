@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what this machine lacks for: build | lint | demo | test | bench. Fast when nothing is missing.
+# Installs what this machine lacks for: build | lint | demo | test | bench | peers. Fast when nothing is missing.
 #
 # Debian and its kin only: elsewhere it prints the list. An existing PostgreSQL cluster is never touched, and a
 # freshly installed PostgreSQL package is kept from creating and starting one.
@@ -44,15 +44,21 @@ if [ "$purpose" = test ] || [ "$purpose" = bench ]; then
     need runuser util-linux
     need fio fio
 fi
-if [ "$purpose" = test ]; then
+if [ "$purpose" = test ] || [ "$purpose" = bench ]; then
     need mkfs.xfs xfsprogs
     need mkfs.btrfs btrfs-progs
+fi
+if [ "$purpose" = test ]; then
     need ps procps
     # scripts/postgresql-builds.sh fetches other major versions with it.
     need npm npm
 fi
-if [ "$purpose" = bench ]; then
-    need jq jq
+if [ "$purpose" = peers ]; then
+    need pgbackrest pgbackrest
+    need rsync rsync
+    need lz4 lz4
+    # Barman comes from PyPI, into an environment of its own.
+    python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
 fi
 
 # In a small VM, a container or a chroot nobody has made the link that fusermount3 unmounts by, and without udev nobody
