@@ -143,7 +143,18 @@ impl LocalStore {
             let _ = rustix::fs::unlinkat(&directory, &temporary, AtFlags::empty());
         })?;
         let name = name.to_owned();
-        Ok(LocalUpload { path, name, directory, temporary, sink, existing, written: 0, failed: false, synced: false, renamed: false })
+        Ok(LocalUpload {
+            path,
+            name,
+            directory,
+            temporary,
+            sink,
+            existing,
+            written: 0,
+            failed: false,
+            synced: false,
+            renamed: false,
+        })
     }
 
     fn opened(&self, key: &str, path: &Path) -> Result<Arc<File>> {
