@@ -50,6 +50,7 @@ if [ "$purpose" = test ] || [ "$purpose" = bench ]; then
 fi
 if [ "$purpose" = test ]; then
     need ps procps
+    need python3 python3
     # scripts/postgresql-builds.sh fetches other major versions with it.
     need npm npm
 fi

@@ -142,14 +142,19 @@ fn io_uring(machine: &Machine) -> Finding {
     }
 }
 
+/// What the kernel locks for a ring, since 6.14, with room to spare.
+const RING_BYTES: u64 = 64 << 10;
+
 /// Buffers that are registered are locked memory.
 fn memlock(machine: &Machine) -> Finding {
     const SUBJECT: &str = "locked memory";
     let wanted = machine.buffer_bytes;
     match (&machine.means, machine.memlock_bytes) {
         (Ok(Means { registered: true, .. }), _) => ok(SUBJECT, "enough: buffers are registered with io_uring"),
-        (Ok(Means { ring: false, .. }) | Err(_), _) => ok(SUBJECT, "not needed without io_uring"),
-        (Ok(_), limit) => {
+        (Ok(Means { ring: false, .. }) | Err(_), limit) if limit.is_none_or(|limit| limit >= RING_BYTES) => {
+            ok(SUBJECT, "not needed without io_uring")
+        }
+        (_, limit) => {
             let limit = limit.map_or_else(|| "unlimited".to_owned(), human::bytes);
             advice(
                 SUBJECT,

@@ -16,6 +16,7 @@ use super::staging::{self, Feed, Stager, Way};
 use super::target::Action;
 use super::{Restore, files, standby};
 use crate::exit::{Exit, Failure};
+use crate::human;
 use crate::mount::SessionMount;
 use crate::postgres::binaries::Binaries;
 use crate::postgres::control::State;
@@ -139,7 +140,7 @@ impl Restore<'_> {
             detail = format!("{detail}; {replayed}");
         }
         if let Some(staged) = staged.filter(|staged| *staged > 0 && !promoting) {
-            detail = format!("{detail}; {staged} segments staged");
+            detail = format!("{detail}; {} staged", human::count(staged, "segment"));
         }
         let time = step.done(&detail);
         self.session.note_step("recover", time.as_secs_f64(), detail);

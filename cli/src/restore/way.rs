@@ -54,6 +54,9 @@ pub(crate) fn look<'a>(backup: Option<&Backup>, directories: impl Iterator<Item 
 fn uring_refusal(cause: &std::io::Error) -> String {
     let switch = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
     match switch.trim() {
+        "" | "0" if cause.kind() == std::io::ErrorKind::OutOfMemory => {
+            format!("the locked-memory limit has no room for its rings: {cause}")
+        }
         "" | "0" => format!("the kernel, or a container's filter, refuses it: {cause}"),
         disabled => format!("kernel.io_uring_disabled is {disabled}"),
     }

@@ -85,7 +85,7 @@ fn damage_in_a_pack_is_found_before_a_server_can_start_unless_the_repository_is_
 }
 
 #[test]
-fn a_delta_shares_what_differs_alone() {
+fn a_delta_writes_pages_into_files_that_share_blocks() {
     let sample = Sample::new(Compression::None, sample_tree());
     let layout = sample.target("target");
     hydrate(&sample, &layout, TRUSTED, disk()).unwrap();
@@ -94,7 +94,8 @@ fn a_delta_shares_what_differs_alone() {
     content[5 * SIZE.bytes() + 17] ^= 1;
     fs::write(&path, &content).unwrap();
     end(&layout, &session(), &LocalDisk::new()).unwrap();
-    let (_, filled) = delta(&sample, &layout, PROVEN, disk()).unwrap();
-    assert_eq!((filled.blocks, filled.shared_bytes), (1, SIZE.bytes() as u64));
+    let (compared, filled) = delta(&sample, &layout, PROVEN, disk()).unwrap();
+    assert_eq!((compared.changed_blocks, compared.written_bytes), (1, PAGE_BYTES as u64));
+    assert_eq!((filled.blocks, filled.shared_bytes), (0, 0));
     assert_same(&sample.tree, &layout);
 }
