@@ -21,12 +21,12 @@
 //! alone, and `ALTER SYSTEM RESET` lifts it, setting by setting.
 //!
 //! Whether a setting would lead the copy into directories of the original is asked of PostgreSQL itself
-//! (`postgres -C`), which knows about included files, defaults and quoting.
+//! (`postgres -C`), which knows about included files, defaults and quoting: [`kept`].
 
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use engine::format::backup::BackupInfo;
@@ -37,6 +37,7 @@ use super::conf::{self, Setting};
 use super::effective::Effective;
 use super::files;
 use super::isolation::Isolation;
+use super::kept;
 use super::plan::Plan;
 use super::session::Journal;
 use super::standby::{RECOVERY_SIGNAL, STANDBY_SIGNAL};
@@ -131,7 +132,7 @@ impl<'a> Configuration<'a> {
         self.write_missing_files()?;
         let original_conf = files::read(&data.join(CONF))?.unwrap_or_default();
         let original_auto = files::read(&data.join(AUTO))?;
-        let kept = self.kept(binaries, owner)?;
+        let kept = kept::settings(self.plan, self.own_statistics(), binaries, owner)?;
         let session = self.plan.session_directory();
         files::write(&session.join("postgresql.conf.original"), &original_conf, 0o600, &self.plan.owner)?;
         if let Some(auto) = &original_auto {
@@ -262,8 +263,9 @@ impl<'a> Configuration<'a> {
         self.undo()?;
         let data = self.plan.data();
         self.write_missing_files()?;
-        let (elsewhere, kept): (Vec<_>, Vec<_>) =
-            self.kept(binaries, owner)?.into_iter().partition(|setting| setting.name == "data_directory");
+        let (elsewhere, kept): (Vec<_>, Vec<_>) = kept::settings(self.plan, self.own_statistics(), binaries, owner)?
+            .into_iter()
+            .partition(|setting| setting.name == "data_directory");
         let kept: Vec<Setting> =
             kept.into_iter().map(|setting| self.led_elsewhere(setting)).collect::<Result<_, _>>()?;
         let settings = self.first_start_settings();
@@ -486,61 +488,6 @@ impl<'a> Configuration<'a> {
         (self.plan.gap_behind && reads_ahead).then(|| Setting::new("recovery_prefetch", "off"))
     }
 
-    /// What would lead the copy into the original's directories, made explicit; and the port.
-    fn kept(&self, binaries: &Binaries, owner: &Owner) -> anyhow::Result<Vec<Setting>> {
-        let data = self.plan.data();
-        let mut names = KEPT_ASKS_FOR.to_vec();
-        let own_statistics = self.own_statistics();
-        names.extend(own_statistics.iter().map(|own| own.name.as_str()));
-        let known = Effective::ask(binaries, owner, data, &names)?;
-        let effective = |name: &str| known.of(name);
-        let mut kept = Vec::new();
-        let data_text = data.to_str().context("the data directory's path is not UTF-8")?;
-        if Path::new(&effective("data_directory")?) != data {
-            kept.push(Setting::new("data_directory", data_text));
-        }
-        for (name, file) in [("hba_file", "pg_hba.conf"), ("ident_file", "pg_ident.conf")] {
-            if leads_outside(&effective(name)?, data) {
-                kept.push(Setting::new(name, format!("{data_text}/{file}")));
-            }
-        }
-        if !self.plan.adopt {
-            if leads_outside(&effective("external_pid_file")?, data) {
-                kept.push(Setting::new("external_pid_file", ""));
-            }
-            if let Some(own) = own_statistics.clone()
-                && leads_outside(&effective(&own.name)?, data)
-            {
-                kept.push(own);
-            }
-        }
-        let logs = effective("log_directory")?;
-        if leads_outside(&logs, data) && !(self.plan.adopt && owner_may("-w", &resolved(&logs, data), owner)) {
-            kept.push(Setting::new("log_directory", "log"));
-        }
-        // Another machine: with one of these missing the server would not start.
-        if effective("ssl")? == "on" {
-            let known = Effective::ask(binaries, owner, data, &TLS_FILES)?;
-            for name in TLS_FILES {
-                let path = known.of(name)?;
-                if leads_outside(&path, data) && !owner_may("-r", &resolved(&path, data), owner) {
-                    kept.push(Setting::new("ssl", "off"));
-                    break;
-                }
-            }
-        }
-        let sockets = effective("unix_socket_directories")?;
-        if !sockets.split(',').all(|directory| is_usable(directory.trim(), data, owner)) {
-            kept.push(Setting::new("unix_socket_directories", "/tmp"));
-        }
-        if let Some(port) = self.plan.port
-            && effective("port")? != port.to_string()
-        {
-            kept.push(Setting::new("port", port.to_string()));
-        }
-        Ok(kept)
-    }
-
     /// What the backup has not, since the original's lies where the backup could not read it: the least that a server
     /// needs, with what the original ran with and a hot standby must have.
     fn write_missing_files(&self) -> anyhow::Result<()> {
@@ -571,19 +518,6 @@ impl<'a> Configuration<'a> {
 const DEFAULT_PORT: u16 = 5432;
 const HBA: &str = "pg_hba.conf";
 const IDENT: &str = "pg_ident.conf";
-/// What may lead a copy to where its original works.
-const KEPT_ASKS_FOR: [&str; 8] = [
-    "data_directory",
-    "hba_file",
-    "ident_file",
-    "external_pid_file",
-    "log_directory",
-    "ssl",
-    "unix_socket_directories",
-    "port",
-];
-/// A server with TLS reads them at its start.
-const TLS_FILES: [&str; 5] = ["ssl_cert_file", "ssl_key_file", "ssl_ca_file", "ssl_crl_file", "ssl_dh_params_file"];
 /// Behind a directory that only the owner may enter.
 const PRIVATE_HBA: &str =
     "# While the restore recovers: only through the private socket beside this file.\nlocal all all trust\n";
@@ -621,35 +555,6 @@ fn restore_command(program: &Path, plan: &Plan) -> String {
     format!("exec {program} wal fetch --repo {repository} --cluster '{}' %f %p", plan.cluster)
 }
 
-/// Whether a file setting names a place that is not in the data directory, where the server works.
-fn leads_outside(value: &str, data: &Path) -> bool {
-    !resolved(value, data).starts_with(data)
-}
-
-/// The place that a file setting names, without `.` and `..`; PostgreSQL takes these out as text, too.
-fn resolved(value: &str, data: &Path) -> PathBuf {
-    let mut place = PathBuf::new();
-    for part in data.join(value).components() {
-        match part {
-            Component::ParentDir => drop(place.pop()),
-            Component::CurDir => {}
-            other => place.push(other),
-        }
-    }
-    place
-}
-
-/// Whether the owner can make a socket there. An abstract socket (`@`) needs no directory.
-fn is_usable(directory: &str, data: &Path, owner: &Owner) -> bool {
-    directory.is_empty() || directory.starts_with('@') || owner_may("-w", &resolved(directory, data), owner)
-}
-
-/// `test -r` or `test -w`, as the owner.
-fn owner_may(flag: &str, path: &Path, owner: &Owner) -> bool {
-    let test = owner.command("test").and_then(|mut command| Ok(command.arg(flag).arg(path).status()?));
-    test.is_ok_and(|status| status.success())
-}
-
 /// Whether a restore has left settings that stay in a `postgresql.conf`.
 pub(crate) fn has_kept_settings(text: &[u8]) -> bool {
     conf::has_block(text, KEPT)
@@ -662,20 +567,4 @@ fn bare(text: &[u8]) -> Vec<u8> {
 
 fn hash(bytes: &[u8]) -> String {
     engine::checksum::Hash::of(bytes).to_string()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_place_is_outside_however_it_is_written() {
-        let data = Path::new("/srv/pg/data");
-        for outside in ["/var/log", "../log", "log/../../log", "/srv/pg/data/../log", "./.."] {
-            assert!(leads_outside(outside, data), "{outside}");
-        }
-        for inside in ["", "log", "./log", "../data/log", "/srv/pg/data/log"] {
-            assert!(!leads_outside(inside, data), "{inside}");
-        }
-    }
 }

@@ -41,6 +41,7 @@ mod finish;
 mod handover;
 pub(crate) mod hba;
 pub(crate) mod isolation;
+mod kept;
 pub(crate) mod laid;
 pub(crate) mod marker;
 mod moment;
