@@ -10,7 +10,6 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -19,15 +18,14 @@ use crossbeam::channel::{Receiver, Sender, unbounded};
 use super::Hydration;
 use super::compare::Shared;
 use super::opener::{Opened, Request};
-use super::plan::{self, From, Job, Missing, Piece};
+use super::plan::{self, Job, Missing, Piece};
 use super::source::{self, SourceFiles};
-use super::target::{TargetFiles, Writes};
+use super::target::{TargetFiles, TargetReads, Writes};
 use crate::blocks::Scratch;
 use crate::checksum::Hash;
 use crate::format::block::{BlockRecord, Content};
-use crate::format::file::FileRecord;
 use crate::io::disk::{Finished, Part, Queue, Transfer, Way};
-use crate::io::{Buffer, Open, OpenFile};
+use crate::io::{Buffer, Open};
 use crate::page::is_zero;
 use crate::progress::Stage;
 use crate::units::PAGE_BYTES;
@@ -52,7 +50,7 @@ pub(super) struct Comparer<'a, 'b> {
     opening: usize,
     /// What is to be fetched, its files open.
     ready: VecDeque<(Job, Vec<Part>)>,
-    last: Option<(Arc<FileRecord>, Arc<OpenFile>)>,
+    found: TargetReads,
     sources: SourceFiles,
     targets: TargetFiles,
     scratch: Scratch,
@@ -93,7 +91,7 @@ impl<'a, 'b> Comparer<'a, 'b> {
             opened: unbounded(),
             opening: 0,
             ready: VecDeque::new(),
-            last: None,
+            found: TargetReads::default(),
             sources: SourceFiles::new(),
             targets: TargetFiles::new(),
             scratch: Scratch::default(),
@@ -137,7 +135,8 @@ impl<'a, 'b> Comparer<'a, 'b> {
                 self.jobs.extend(plan::from_mount(blocks, block_size, self.shared.shape.limits()));
             }
             let Some(job) = self.jobs.pop_front() else { return Ok(()) };
-            let parts = self.parts(&job)?;
+            let Hydration { roots, disk, .. } = self.shared.hydration;
+            let parts = self.found.parts(&job, (roots, &**disk))?;
             let Some(buffer) = self.free.pop() else { return Ok(()) };
             self.looking += 1;
             self.submit(Flight::Looking(job), Way::Read, buffer, parts);
@@ -149,30 +148,6 @@ impl<'a, 'b> Comparer<'a, 'b> {
         let token = usize::from(buffer.index());
         self.flights[token] = Some(flight);
         self.queue.submit(Transfer { token, way, buffer, parts });
-    }
-
-    fn parts(&mut self, job: &Job) -> Result<Vec<Part>> {
-        let mut parts = Vec::with_capacity(job.reads.len());
-        for read in &job.reads {
-            let From::File(file) = &read.from else {
-                return Err(Error::Refused("a plan for another source".to_owned()));
-            };
-            let file = self.file(file)?;
-            parts.push(Part { file, offset: read.offset, at: read.at, bytes: read.bytes });
-        }
-        Ok(parts)
-    }
-
-    fn file(&mut self, file: &Arc<FileRecord>) -> Result<Arc<OpenFile>> {
-        if let Some((last, open)) = &self.last
-            && Arc::ptr_eq(last, file)
-        {
-            return Ok(Arc::clone(open));
-        }
-        let Hydration { roots, disk, .. } = self.shared.hydration;
-        let open = disk.open(roots.place(&file.path)?, Open::Read)?;
-        self.last = Some((Arc::clone(file), Arc::clone(&open)));
-        Ok(open)
     }
 
     /// Sleeps until a transfer is finished, and counts the time for what most are waited for.

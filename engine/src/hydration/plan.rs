@@ -251,7 +251,7 @@ pub fn from_packs(missing: Vec<Missing>, limits: JobLimits) -> Result<Vec<Job>> 
     Ok(jobs)
 }
 
-/// The jobs that read `missing` from the files of a mount.
+/// The jobs that read `missing` from files: those of a mount, or the target's own.
 pub fn from_mount(missing: Vec<Missing>, block_size: BlockSize, limits: JobLimits) -> Vec<Job> {
     let mut jobs = Vec::new();
     let mut job = Job::default();

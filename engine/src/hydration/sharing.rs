@@ -1,9 +1,10 @@
 //! Blocks that a target's files share with the repository's packs, instead of a copy.
 //!
 //! All of it is shared first and proven afterwards: a pack is shared only when no read of it is in flight, and while both
-//! went on at once each waited for the other (13 s for 3 GiB, where sharing alone took 0.25 s). The order of durability
-//! stays: a block's bit is set when its bytes have been read from the pack and their hash was right, and gets on disk
-//! behind a sync. What is shared and not proven is one more block that is missing.
+//! went on at once each waited for the other (13 s for 3 GiB, where sharing alone took 0.25 s). What is proven is what the
+//! target's files have: a pack may be another by then, mended or replaced, and the shared bytes are still the old ones.
+//! The order of durability stays: a block's bit is set when its bytes have been read and their hash was right, and gets
+//! on disk behind a sync. What is shared and not proven is one more block that is missing.
 //!
 //! What the file system refuses to share is copied like any other block.
 

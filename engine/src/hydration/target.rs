@@ -9,12 +9,12 @@ use std::sync::Arc;
 
 use super::fill::Shared;
 use super::layout::Roots;
-use super::plan::Missing;
-use crate::Result;
+use super::plan::{From, Job, Missing};
 use crate::format::file::FileRecord;
 use crate::io::disk::Part;
 use crate::io::{Disk, Open, OpenFile};
 use crate::units::{BlockNumber, DIRECT_BYTES};
+use crate::{Error, Result};
 
 /// Files that stay open for the next block: jobs come back in any order, but near each other.
 pub(super) const FILES_OPEN: usize = 16;
@@ -101,6 +101,31 @@ impl TargetFiles {
             Some(file) => Ok(Arc::clone(file)),
             None => Ok(Arc::clone(handle.insert(open()?))),
         }
+    }
+}
+
+/// Reads of what the target has, for one worker: its jobs come file by file, so one open file is enough.
+#[derive(Default)]
+pub(super) struct TargetReads {
+    last: Option<(Arc<FileRecord>, Arc<OpenFile>)>,
+}
+
+impl TargetReads {
+    /// The reads of a job as the disk takes them: of the target's own files.
+    pub(super) fn parts(&mut self, job: &Job, (roots, disk): (&Roots, &dyn Disk)) -> Result<Vec<Part>> {
+        let mut parts = Vec::with_capacity(job.reads.len());
+        for read in &job.reads {
+            let From::File(file) = &read.from else {
+                return Err(Error::Refused("a plan for another source".to_owned()));
+            };
+            let open = match &self.last {
+                Some((last, open)) if Arc::ptr_eq(last, file) => Arc::clone(open),
+                _ => disk.open(roots.place(&file.path)?, Open::Read)?,
+            };
+            self.last = Some((Arc::clone(file), Arc::clone(&open)));
+            parts.push(Part { file: open, offset: read.offset, at: read.at, bytes: read.bytes });
+        }
+        Ok(parts)
     }
 }
 

@@ -17,10 +17,10 @@ use crossbeam::channel::{Receiver, Sender, unbounded};
 
 use super::fill::Shared;
 use super::opener::{Opened, Request};
-use super::plan::{self, Job, Missing, Span};
+use super::plan::{self, Job, Missing, Piece, Span};
 use super::sharing;
 use super::source::{self, SourceFiles};
-use super::target::{TargetFiles, Writes};
+use super::target::{TargetFiles, TargetReads, Writes};
 use crate::blocks::Scratch;
 use crate::format::block::{BlockRecord, Content};
 use crate::io::disk::{Finished, Part, Queue, Transfer, Way};
@@ -50,6 +50,7 @@ pub(super) struct Worker<'a, 'b> {
     decoding: Option<Decoding>,
     sources: SourceFiles,
     targets: TargetFiles,
+    shared_blocks: TargetReads,
     scratch: Scratch,
     records: Vec<BlockRecord>,
 }
@@ -88,6 +89,7 @@ impl<'a, 'b> Worker<'a, 'b> {
             decoding: None,
             sources: SourceFiles::new(),
             targets: TargetFiles::new(),
+            shared_blocks: TargetReads::default(),
             scratch: Scratch::default(),
             records: Vec::new(),
         })
@@ -121,7 +123,10 @@ impl<'a, 'b> Worker<'a, 'b> {
                 self.take_unit()?;
             }
             let Some(job) = self.jobs.pop_front() else { return Ok(()) };
-            if let Some(parts) = self.sources.parts_if_open(&job.reads) {
+            if job.is_shared {
+                let parts = self.shared_blocks.parts(&job, (self.shared.roots, self.shared.disk))?;
+                self.ready.push_back((job, parts));
+            } else if let Some(parts) = self.sources.parts_if_open(&job.reads) {
                 self.ready.push_back((job, parts));
             } else if self.shared.source.gives_files() {
                 let request = Request { job, reply: self.opened.0.clone() };
@@ -193,7 +198,7 @@ impl<'a, 'b> Worker<'a, 'b> {
         let (runs, others) = plan::shareable(missing);
         if !trusted {
             let (there, copied) = sharing::shared_before(runs, others, self.shared);
-            let proofs = plan::from_packs(there, self.shared.shape.limits())?;
+            let proofs = plan::from_mount(there, self.shared.backup.info.block_bytes, self.shared.shape.limits());
             self.jobs.extend(proofs.into_iter().map(|job| Job { is_shared: true, ..job }));
             return Ok(copied);
         }
@@ -301,6 +306,9 @@ impl<'a, 'b> Worker<'a, 'b> {
         match self.flights.get_mut(token).and_then(Option::take) {
             Some(Flight::Reading(job)) => {
                 self.reading -= 1;
+                if job.is_shared && outcome.is_ok() {
+                    return self.prove(job, buffer);
+                }
                 outcome.map_err(|failure| source::explain(failure, &job, self.shared.backup))?;
                 if self.is_decoded(&job) {
                     self.arrived.push_back((job, buffer));
@@ -319,7 +327,7 @@ impl<'a, 'b> Worker<'a, 'b> {
         }
     }
 
-    /// Writes a buffer out from where its blocks arrived, unless their files share them.
+    /// Writes a buffer out from where its blocks arrived.
     fn write_in_place(&mut self, job: &Job, buffer: Buffer) -> Result<()> {
         if !self.shared.source.gives_files() {
             let started = Instant::now();
@@ -330,16 +338,27 @@ impl<'a, 'b> Worker<'a, 'b> {
             self.shared.waited(Stage::Decode, started.elapsed());
         }
         let mut writes = Writes::default();
-        if job.is_shared {
-            self.shared.count_shared(job.pieces.iter().map(|piece| &piece.block));
-            writes.blocks = job.pieces.iter().map(|piece| (piece.block.number(), piece.block.bytes)).collect();
-            self.free.push(buffer);
-            return self.shared.written(&writes);
-        }
         for piece in &job.pieces {
             self.targets.add(&mut writes, &piece.block, piece.base.start, self.shared)?;
         }
         self.submit_writes(buffer, writes);
         Ok(())
+    }
+
+    /// Proves what files share by what arrived of them. A block that is not as it should be is copied: who reads it from
+    /// the pack finds out whether the damage is there.
+    fn prove(&mut self, job: Job, buffer: Buffer) -> Result<()> {
+        let started = Instant::now();
+        let proven = |piece: &Piece| source::verify_piece(piece, &buffer, self.shared.backup).is_ok();
+        let (there, differing): (Vec<_>, Vec<_>) = job.pieces.into_iter().partition(proven);
+        self.shared.waited(Stage::Decode, started.elapsed());
+        self.free.push(buffer);
+        if !differing.is_empty() {
+            let differing = differing.into_iter().map(|piece| piece.block).collect();
+            self.jobs.extend(self.shared.source.jobs(differing, self.shared.backup, self.shared.shape.limits())?);
+        }
+        self.shared.count_shared(there.iter().map(|piece| &piece.block));
+        let blocks = there.iter().map(|piece| (piece.block.number(), piece.block.bytes)).collect();
+        self.shared.written(&Writes { blocks, ..Writes::default() })
     }
 }
