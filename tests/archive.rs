@@ -15,7 +15,7 @@ const FAULT: i32 = 254;
 const ABSENT: i32 = 1;
 
 /// A world whose archive has a few segments of timeline 1, and the name of its last one.
-pub(crate) fn archived() -> Result<(World, Vec<String>)> {
+fn archived() -> Result<(World, Vec<String>)> {
     let world = World::new(0)?;
     for name in ["a", "b", "c"] {
         world.mark(name)?;
@@ -26,7 +26,7 @@ pub(crate) fn archived() -> Result<(World, Vec<String>)> {
     Ok((world, segments))
 }
 
-pub(crate) fn fetch(world: &World, name: &str) -> Result<(Finished, PathBuf)> {
+fn fetch(world: &World, name: &str) -> Result<(Finished, PathBuf)> {
     let to = world.scratch.join("fetched");
     let _ = fs::remove_file(&to);
     let finished =
@@ -34,11 +34,11 @@ pub(crate) fn fetch(world: &World, name: &str) -> Result<(Finished, PathBuf)> {
     Ok((finished, to))
 }
 
-pub(crate) fn push(world: &World, path: &Path) -> Result<Finished> {
+fn push(world: &World, path: &Path) -> Result<Finished> {
     world.pghydrant.run(world.repository.arguments(&["wal", "push"], &[&path.display().to_string()]))
 }
 
-pub(crate) fn object(world: &World, name: &str) -> PathBuf {
+fn object(world: &World, name: &str) -> PathBuf {
     world.repository.wal().join(name)
 }
 
@@ -202,15 +202,6 @@ fn postgresql_never_opens_early() -> Result<()> {
 
 /// A server on a copy of `pristine` whose `restore_command` is ours, without any of the WAL at hand.
 fn recovering(world: &World, pristine: &Path) -> Result<Instance> {
-    recovering_with(world, pristine, |_| Ok(()))
-}
-
-/// The same, on a data directory that `prepare` has had before the server starts.
-pub(crate) fn recovering_with(
-    world: &World,
-    pristine: &Path,
-    prepare: impl FnOnce(&Path) -> Result<()>,
-) -> Result<Instance> {
     let data = world.target();
     let _ = fs::remove_dir_all(&data);
     let _ = fs::remove_file(data.with_extension("log"));
@@ -220,7 +211,6 @@ pub(crate) fn recovering_with(
         .arg(&data)
         .arg(&OsUser::server().name)
         .succeed()?;
-    prepare(&data)?;
     let instance = Instance { data, port: cluster::free_port()?, sockets: world.cluster.sockets.clone() };
     let command = format!(
         "{} wal fetch --repo {} --cluster main %f %p",
@@ -237,7 +227,7 @@ pub(crate) fn recovering_with(
 }
 
 /// The log of a server once it has stopped by itself or opened.
-pub(crate) fn outcome(server: &Instance) -> Result<String> {
+fn outcome(server: &Instance) -> Result<String> {
     let log = || Ok::<_, anyhow::Error>(fs::read_to_string(server.log_file())?);
     wait_until("an end of recovery", Duration::from_secs(180), || {
         Ok(!server.is_running()? || log()?.contains("archive recovery complete"))

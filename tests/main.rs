@@ -10,7 +10,6 @@
 mod support;
 
 mod adopt;
-mod ahead;
 mod archive;
 mod backups;
 mod checks;

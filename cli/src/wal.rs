@@ -3,9 +3,8 @@
 //! PostgreSQL believes their exit status and nothing else. `push` ends with 0 only once the segment is durable.
 //! `fetch` ends with 1 only where it is proven that there is no such file: PostgreSQL takes every status up to 125
 //! for the end of the WAL and opens the database there. Everything else ends above 125 (see [`crate::exit::Faults`]).
-//! Three times 1 means something else: to a standby, which asks again, that a segment is not there yet; to a server that
-//! waited at the end of the WAL, that this end stays ([`standby::is_behind_the_end`]); and that it lies in `pg_wal`, where
-//! PostgreSQL looks next ([`laid`]).
+//! Twice 1 means something else: to a standby, which asks again, that a segment is not there yet; to a server that
+//! waited at the end of the WAL, that this end stays ([`standby::is_behind_the_end`]).
 
 use std::path::{Path, PathBuf};
 
@@ -15,7 +14,7 @@ use engine::wal::{Fetched, Pushed, WalArchive};
 use crate::context::Context;
 use crate::exit::{Exit, Failure};
 use crate::options::{ClusterOption, RepositoryOption};
-use crate::restore::{laid, marker, staging, standby};
+use crate::restore::{marker, staging, standby};
 
 /// Options of `wal push`.
 #[derive(clap::Args, Debug)]
@@ -46,7 +45,7 @@ pub(crate) fn push(arguments: &PushArguments, context: &Context) -> anyhow::Resu
     let repository = context.repository(&arguments.repository)?;
     let cluster = context.cluster_name(&arguments.cluster)?;
     let archive = WalArchive::for_push(&repository, &cluster, &arguments.path)?;
-    match archive.push_with_following(&arguments.path)? {
+    match archive.push(&arguments.path)? {
         Pushed::Stored => tracing::info!("{} is archived", arguments.path.display()),
         Pushed::AlreadyThere => tracing::info!("{} was archived before", arguments.path.display()),
     }
@@ -58,10 +57,6 @@ pub(crate) fn fetch(arguments: &FetchArguments, context: &Context) -> anyhow::Re
     if is_segment(&arguments.name) && standby::is_behind_the_end(data, &arguments.name)? {
         standby::note_absence(&beside(&arguments.path, staging::DIRECTORY), &arguments.name);
         tracing::info!("{} lies behind the end of this recovery", arguments.name);
-        return Ok(Exit::NoSuchSegment);
-    }
-    if is_segment(&arguments.name) && was_laid(&arguments.path.with_file_name(&arguments.name)) {
-        tracing::info!("{} lies in pg_wal already", arguments.name);
         return Ok(Exit::NoSuchSegment);
     }
     if bring_staged(&arguments.name, &arguments.path)? {
@@ -109,14 +104,6 @@ fn refuse_from_copy(path: &Path) -> anyhow::Result<()> {
             .hint(format!("if the original is gone for good, remove {} (or restore with --adopt)", mark.display()))
             .into()),
     }
-}
-
-/// Whether PostgreSQL finds the segment where it looks next. Where that cannot be told, it is brought.
-fn was_laid(path: &Path) -> bool {
-    laid::take(path).unwrap_or_else(|error| {
-        tracing::warn!("{error}");
-        false
-    })
 }
 
 /// A restore lays segments ready, synced and whole, beside `pg_wal/RECOVERYXLOG`: moving one is a rename. History

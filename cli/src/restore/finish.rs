@@ -11,7 +11,7 @@ use super::check::Checked;
 use super::configure::Reverted;
 use super::recover::{self, LOG};
 use super::session::Phase;
-use super::{copy, laid, marker, report};
+use super::{copy, files, marker, report, staging};
 use crate::exit::{Exit, Failure};
 use crate::postgres::control::State;
 use crate::postgres::instance::{Condition, Instance, StopMode};
@@ -43,7 +43,7 @@ impl Restore<'_> {
         if self.plan().adopt {
             marker::remove(self.plan().data())?;
         }
-        laid::clear(self.plan().data(), self.plan().adopt, &self.plan().owner)?;
+        files::remove(&self.plan().data().join(staging::DIRECTORY))?;
         self.hand_over()?;
         for name in changed_meanwhile {
             self.context.output.warning(&format!("{name} was changed meanwhile: the change stays in it"));

@@ -7,7 +7,7 @@
 //! copy       every block verified before it is written                      copy, engine::hydration
 //! configure  restore settings into the configuration, isolation of a copy   configure, conf, isolation, marker
 //! start      backup_label and pg_control in place, then pg_ctl -W           recover
-//! recover    WAL staged ahead of the replay; watched, not believed          recovery, staging, laid
+//! recover    WAL staged ahead of the replay; watched, not believed          recovery, staging
 //! act        promote, pause or shut down: what the server really did        recover
 //! check      pg_amcheck, if it is asked for, before others can connect      check
 //! revert     the configuration, once the server has left recovery           finish
@@ -42,7 +42,6 @@ mod handover;
 pub(crate) mod hba;
 pub(crate) mod isolation;
 mod kept;
-pub(crate) mod laid;
 pub(crate) mod marker;
 mod moment;
 mod plan;

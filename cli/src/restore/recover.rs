@@ -12,7 +12,7 @@ use super::configure::Configuration;
 use super::plan::Plan;
 use super::recovery::{self, Outcome, Recovered, Watch};
 use super::session::Phase;
-use super::staging::{self, Feed, Stager, Way};
+use super::staging::{self, Feed, Stager};
 use super::target::Action;
 use super::{Restore, files, standby};
 use crate::exit::{Exit, Failure};
@@ -283,8 +283,7 @@ impl Restore<'_> {
             None => Feed::Archive(archive),
         };
         let segment_bytes = self.backup.info.server.wal_segment_bytes;
-        let way = if plan.target.waits_at_the_end() { Way::Moved } else { Way::Laid { archives: plan.adopt } };
-        Stager::begin(feed, plan.data(), segments, segment_bytes, way, &plan.owner).map(Some)
+        Stager::begin(feed, plan.data(), segments, segment_bytes, &plan.owner).map(Some)
     }
 
     fn watch<'b>(

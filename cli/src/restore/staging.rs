@@ -1,20 +1,19 @@
 //! WAL ahead of the replay: a bounded window of segments on the target's file system.
 //!
-//! Threads copy the next segments, each verified and synced before it gets its name. For a recovery that opens the server
-//! they are laid into `pg_wal` itself ([`super::laid`]). One that waits at the end of the WAL tells by what it restores that
-//! it has come there ([`super::standby`]), so there they lie in `pg_wal/pghydrant.staging/`, and `wal fetch` moves them
-//! into place, a rename. A segment that is not there (yet), or was delivered before, `wal fetch` brings from the
-//! repository. So staging only saves time: nothing waits for it and nothing depends on it. Segments are never linked:
-//! PostgreSQL recycles and overwrites them.
+//! A thread copies the next segments into `pg_wal/pghydrant.staging/`, each synced and then renamed to its name, so a
+//! file that is there is whole. `wal fetch` moves them into place, a rename within one file system; a segment that is
+//! not there (yet), or was delivered before, it brings from the repository itself. So staging only saves time: nothing
+//! waits for it and nothing depends on it. Segments are never linked: PostgreSQL recycles and overwrites them.
 //!
-//! Always true: at most [`WINDOW_SEGMENTS`] segments lie ready, or are on their way.
+//! Always true: at most [`WINDOW_SEGMENTS`] files lie in the directory.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -28,19 +27,14 @@ use engine::wal::{Fetched, WalArchive};
 use rustix::fs::{Mode, OFlags};
 
 use super::files;
-use super::laid::{self, Held};
 use super::plan::User;
 
 /// Where `wal fetch` looks first, below the data directory.
 pub(crate) const DIRECTORY: &str = "pg_wal/pghydrant.staging";
-/// The same within `pg_wal`.
-pub(crate) const NAME: &str = "pghydrant.staging";
 /// Segments that lie ready: 256 MiB at the usual size, a quarter of a second of the fastest replay.
 pub(crate) const WINDOW_SEGMENTS: u64 = 16;
 /// Between two looks whether the window has room: a segment is replayed in ten milliseconds at best.
 const POLL: Duration = Duration::from_millis(5);
-/// While one waits for a sync, the other reads, decodes and hashes.
-const THREADS: usize = 2;
 
 /// Where segments come from.
 #[derive(Clone, Debug)]
@@ -120,31 +114,22 @@ fn in_order(
         let candidates = pieces.iter().rev().filter(|(_, begin)| *begin <= number);
         candidates.map(|(timeline, _)| *timeline).find(|timeline| has(*timeline, number))
     };
-    let found = (first..).map_while(|number| at(number).map(|timeline| SegmentName { timeline, number }));
-    // Once it has read of a timeline, PostgreSQL asks for none of an older one.
-    let mut newest = Timeline(0);
-    let goes_on = |segment: &SegmentName| std::mem::replace(&mut newest, segment.timeline) <= segment.timeline;
-    found.take_while(goes_on).collect()
+    (first..).map_while(|number| at(number).map(|timeline| SegmentName { timeline, number })).collect()
 }
 
-/// How segments are handed to the server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Way {
-    /// In `pg_wal`, under their own names; one that `archives` is not to archive them again.
-    Laid {
-        /// Whether the server archives.
-        archives: bool,
-    },
-    /// Beside it, for `wal fetch` to move.
-    Moved,
-}
-
-/// The threads that stage, while the server recovers.
+/// The thread that stages, while the server recovers.
 #[derive(Debug)]
 pub(crate) struct Stager {
-    work: Arc<Work>,
-    threads: Vec<JoinHandle<anyhow::Result<()>>>,
-    data: PathBuf,
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<anyhow::Result<u64>>>,
+    directory: PathBuf,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    stop: AtomicBool,
+    /// The number of the last segment that the server has restored, plus one.
+    replayed: AtomicU64,
 }
 
 impl Stager {
@@ -154,68 +139,51 @@ impl Stager {
         data: &Path,
         segments: Vec<SegmentName>,
         segment_bytes: u64,
-        way: Way,
         owner: &User,
     ) -> anyhow::Result<Self> {
         let directory = data.join(DIRECTORY);
-        laid::clear(data, way.archives(), owner)?;
+        files::remove(&directory)?;
         files::make_directory(&directory, owner)?;
-        let place = match way {
-            Way::Laid { archives } => Some(laid::Place::open(&data.join("pg_wal"), archives, owner)?),
-            Way::Moved => None,
-        };
-        let work = Arc::new(Work {
+        let shared = Arc::new(Shared::default());
+        let held = hold(&directory)?;
+        let work = Work {
             feed,
-            directory: Held::new(hold(&directory)?),
-            place,
+            directory: PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd())),
+            _held: held,
+            segments,
             segment_bytes,
-            way,
             owner: owner.clone(),
-            stop: AtomicBool::new(false),
-            passed: AtomicU64::new(0),
-            window: Mutex::new(Window { next: segments.into(), ..Window::default() }),
-        });
-        let mut stager = Self { work, threads: Vec::new(), data: data.to_owned() };
-        for _ in 0..THREADS {
-            let work = Arc::clone(&stager.work);
-            let thread = std::thread::Builder::new().name("wal staging".to_owned()).spawn(move || work.run());
-            stager.threads.push(thread?);
-        }
-        Ok(stager)
+            shared: Arc::clone(&shared),
+        };
+        let thread = std::thread::Builder::new().name("wal staging".to_owned()).spawn(move || work.run())?;
+        Ok(Self { shared, thread: Some(thread), directory })
     }
 
     /// The server has restored this segment: nothing up to it is asked for again.
     pub(crate) fn restored(&self, segment: SegmentName) {
-        self.work.passed.fetch_max(segment.number + 1, Ordering::Relaxed);
+        self.shared.replayed.fetch_max(segment.number + 1, Ordering::Relaxed);
     }
 
-    /// Ends it and takes away what the server has not asked for; how many segments were staged.
+    /// Ends it and takes its directory away; how many segments it staged.
     pub(crate) fn finish(mut self) -> anyhow::Result<u64> {
-        let ended = self.end();
-        laid::clear(&self.data, self.work.way.archives(), &self.work.owner)?;
-        ended?;
-        Ok(self.work.window().count)
-    }
-
-    fn end(&mut self) -> anyhow::Result<()> {
-        self.work.stop.store(true, Ordering::Relaxed);
-        let ended: Vec<_> = self.threads.drain(..).map(JoinHandle::join).collect();
-        ended
-            .into_iter()
-            .try_for_each(|ended| ended.unwrap_or_else(|_| Err(anyhow::anyhow!("a thread that stages WAL panicked"))))
+        self.shared.stop.store(true, Ordering::Relaxed);
+        let staged = match self.thread.take().map(JoinHandle::join) {
+            Some(Ok(staged)) => staged,
+            Some(Err(_)) => Err(anyhow::anyhow!("the thread that stages WAL panicked")),
+            None => Ok(0),
+        };
+        files::remove(&self.directory)?;
+        staged
     }
 }
 
 impl Drop for Stager {
     fn drop(&mut self) {
-        // What went wrong with the staging is not what ended the restore.
-        let _ = self.end();
-    }
-}
-
-impl Way {
-    const fn archives(self) -> bool {
-        matches!(self, Self::Laid { archives: true })
+        self.shared.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // What went wrong with the staging is not what ended the restore.
+            let _ = thread.join();
+        }
     }
 }
 
@@ -226,112 +194,64 @@ pub(super) fn hold(directory: &Path) -> anyhow::Result<File> {
     Ok(opened.map(File::from).map_err(|cause| Error::io("open", directory, cause))?)
 }
 
-#[derive(Debug)]
 struct Work {
     feed: Feed,
-    directory: Held,
-    place: Option<laid::Place>,
+    /// By way of `_held`: whatever the server's user puts in the directory's place, nothing is written elsewhere.
+    directory: PathBuf,
+    _held: File,
+    segments: Vec<SegmentName>,
     segment_bytes: u64,
-    way: Way,
     owner: User,
-    stop: AtomicBool,
-    /// The number of the last segment that the server has restored, plus one.
-    passed: AtomicU64,
-    window: Mutex<Window>,
-}
-
-/// What is ready, and what comes.
-#[derive(Debug, Default)]
-struct Window {
-    next: VecDeque<SegmentName>,
-    on_their_way: u64,
-    ready: Vec<SegmentName>,
-    count: u64,
+    shared: Arc<Shared>,
 }
 
 impl Work {
-    fn run(&self) -> anyhow::Result<()> {
-        while !self.stop.load(Ordering::Relaxed) {
-            let Some(segment) = self.next()? else {
-                if self.window().next.is_empty() {
-                    return Ok(());
+    fn run(self) -> anyhow::Result<u64> {
+        let mut staged = Vec::new();
+        let mut count = 0;
+        for segment in &self.segments {
+            loop {
+                if self.shared.stop.load(Ordering::Relaxed) {
+                    return Ok(count);
+                }
+                self.drop_gone(&mut staged)?;
+                if (staged.len() as u64) < WINDOW_SEGMENTS {
+                    break;
                 }
                 std::thread::sleep(POLL);
+            }
+            // The server was faster and brought it itself.
+            if segment.number < self.shared.replayed.load(Ordering::Relaxed) {
                 continue;
-            };
-            let name = segment.file_name(self.segment_bytes);
-            let staged = self.stage(&name).with_context(|| format!("cannot stage WAL segment {name}"));
-            let mut window = self.window();
-            window.on_their_way -= 1;
-            match staged {
-                Ok(true) => {
-                    window.ready.push(segment);
-                    window.count += 1;
-                }
-                // What comes behind it is of no use without it.
-                Ok(false) => window.next.clear(),
-                Err(error) => {
-                    window.next.clear();
-                    return Err(error);
-                }
             }
-        }
-        Ok(())
-    }
-
-    fn window(&self) -> std::sync::MutexGuard<'_, Window> {
-        // What a thread that panicked left is counted right: it changes nothing between two statements that may.
-        self.window.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The segment to bring next, if there is room for it.
-    fn next(&self) -> anyhow::Result<Option<SegmentName>> {
-        let passed = self.passed.load(Ordering::Relaxed);
-        let mut window = self.window();
-        let ready = std::mem::take(&mut window.ready);
-        for segment in ready {
             let name = segment.file_name(self.segment_bytes);
-            if segment.number < passed {
-                self.forget(&name)?;
-            } else if self.waits(&name) {
-                window.ready.push(segment);
+            let part = self.directory.join(format!(".{name}.part"));
+            let path = self.directory.join(&name);
+            if !self.stage(&name, &part, &path).with_context(|| format!("cannot stage WAL segment {name}"))? {
+                return Ok(count);
             }
+            staged.push((segment.number, path));
+            count += 1;
         }
-        // The server was faster and brought it itself.
-        while window.next.front().is_some_and(|segment| segment.number < passed) {
-            window.next.pop_front();
-        }
-        if window.ready.len() as u64 + window.on_their_way >= WINDOW_SEGMENTS {
-            return Ok(None);
-        }
-        let next = window.next.pop_front();
-        window.on_their_way += u64::from(next.is_some());
-        Ok(next)
+        Ok(count)
     }
 
-    /// Whether the server has not asked for it yet.
-    fn waits(&self, name: &str) -> bool {
-        self.place.as_ref().map_or_else(|| self.directory.join(name).exists(), |place| place.waits(name))
-    }
-
-    /// Nobody will ask for it.
-    fn forget(&self, name: &str) -> anyhow::Result<()> {
-        self.place.as_ref().map_or_else(|| files::remove(&self.directory.join(name)), |place| place.forget(name))
-    }
-
-    fn stage(&self, name: &str) -> anyhow::Result<bool> {
-        let part = self.directory.join(&format!(".{name}.part"));
-        if !self.feed.bring(name, &part)? {
+    fn stage(&self, name: &str, part: &Path, path: &Path) -> anyhow::Result<bool> {
+        if !self.feed.bring(name, part)? {
             return Ok(false);
         }
-        let bytes = std::fs::symlink_metadata(&part).map_err(|cause| Error::io("examine", &part, cause))?.len();
-        anyhow::ensure!(bytes == self.segment_bytes, "it has {bytes} bytes, a segment has {}", self.segment_bytes);
-        files::give(&part, &self.owner)?;
-        match &self.place {
-            Some(place) => place.lay(&part, name)?,
-            None => durable::rename_durably(&part, &self.directory.join(name))?,
-        }
+        files::give(part, &self.owner)?;
+        durable::rename_durably(part, path)?;
         Ok(true)
+    }
+
+    /// Forgets what was taken, and removes what nobody will ask for.
+    fn drop_gone(&self, staged: &mut Vec<(u64, PathBuf)>) -> anyhow::Result<()> {
+        let replayed = self.shared.replayed.load(Ordering::Relaxed);
+        for (_, path) in staged.extract_if(.., |(number, path)| *number < replayed || !path.exists()) {
+            files::remove(&path)?;
+        }
+        Ok(())
     }
 }
 
@@ -347,7 +267,7 @@ mod tests {
         let present = [(Timeline(1), (3..=7).collect()), (Timeline(2), [5, 6].into())].into();
         let names: Vec<_> =
             in_order(&path, &present, 3, 16 << 20).into_iter().map(|s| (s.timeline.0, s.number)).collect();
-        assert_eq!(names, [(1, 3), (1, 4), (2, 5), (2, 6)], "and never back to an older one");
+        assert_eq!(names, [(1, 3), (1, 4), (2, 5), (2, 6), (1, 7)]);
     }
 
     #[test]
