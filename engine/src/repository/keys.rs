@@ -20,11 +20,6 @@ pub(crate) fn locks(cluster: &ClusterName) -> String {
     format!("{CLUSTERS}/{cluster}/locks")
 }
 
-/// Which segments a push took along, for the calls that ask for them.
-pub(crate) fn archived_ahead(cluster: &ClusterName) -> String {
-    format!("{CLUSTERS}/{cluster}/locks/archived_ahead")
-}
-
 pub(crate) fn packs(cluster: &ClusterName) -> String {
     format!("{CLUSTERS}/{cluster}/packs")
 }

@@ -54,7 +54,5 @@ fn sweep_pushes(cluster: &Cluster) -> Result<u64> {
         Err(error) => return Err(error),
     };
     let timelines = list_or_empty(cluster.store(), &keys::wal(cluster.name()))?;
-    let timelines = timelines.into_iter().filter(|entry| entry.is_directory).map(|entry| entry.key);
-    let places = timelines.chain([keys::locks(cluster.name())]);
-    places.map(|place| cluster.store().sweep_uploads(&place)).sum()
+    timelines.iter().filter(|entry| entry.is_directory).map(|entry| cluster.store().sweep_uploads(&entry.key)).sum()
 }

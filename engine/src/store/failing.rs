@@ -123,11 +123,6 @@ impl<U: Upload + ?Sized> Upload for FailingUpload<U> {
         self.upload.written()
     }
 
-    fn sync(&mut self) -> Result<()> {
-        self.turn.next("sync", self.path.clone())?;
-        self.upload.sync()
-    }
-
     fn commit(self: Box<Self>) -> Result<()> {
         self.turn.next("sync", self.path.clone())?;
         self.upload.commit()

@@ -143,18 +143,7 @@ impl LocalStore {
             let _ = rustix::fs::unlinkat(&directory, &temporary, AtFlags::empty());
         })?;
         let name = name.to_owned();
-        Ok(LocalUpload {
-            path,
-            name,
-            directory,
-            temporary,
-            sink,
-            existing,
-            written: 0,
-            failed: false,
-            synced: false,
-            renamed: false,
-        })
+        Ok(LocalUpload { path, name, directory, temporary, sink, existing, written: 0, failed: false, renamed: false })
     }
 
     fn opened(&self, key: &str, path: &Path) -> Result<Arc<File>> {
@@ -338,14 +327,12 @@ struct LocalUpload<S> {
     written: u64,
     /// Some of a write may be in the file: nothing after it would be where it should.
     failed: bool,
-    synced: bool,
     renamed: bool,
 }
 
 impl<S: Sink> Upload for LocalUpload<S> {
     fn append(&mut self, bytes: &[u8]) -> Result<()> {
         self.refuse_after_failure()?;
-        self.synced = false;
         self.failed = true;
         self.sink.append(bytes, &self.path, self.written)?;
         self.failed = false;
@@ -361,19 +348,9 @@ impl<S: Sink> Upload for LocalUpload<S> {
         self.sink.waited()
     }
 
-    fn sync(&mut self) -> Result<()> {
-        self.refuse_after_failure()?;
-        if !self.synced {
-            // Whatever becomes of it: a sync that failed is final.
-            self.failed = true;
-            durable::sync_file(self.sink.finish()?, &self.path)?;
-            (self.failed, self.synced) = (false, true);
-        }
-        Ok(())
-    }
-
     fn commit(mut self: Box<Self>) -> Result<()> {
-        self.sync()?;
+        self.refuse_after_failure()?;
+        durable::sync_file(self.sink.finish()?, &self.path)?;
         match self.existing {
             Existing::Refuse => self.directory.rename_new(&self.temporary, &self.name)?,
             Existing::Replace => self.directory.rename(&self.temporary, &self.name)?,

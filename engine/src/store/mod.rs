@@ -117,9 +117,6 @@ pub trait Upload {
         Duration::ZERO
     }
 
-    /// Makes the bytes durable, for whoever commits later: nothing may be appended after it.
-    fn sync(&mut self) -> Result<()>;
-
     /// Makes the bytes durable, then the name.
     fn commit(self: Box<Self>) -> Result<()>;
 }

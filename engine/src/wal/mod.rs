@@ -6,7 +6,6 @@
 //!
 //! Always true: a push that answers well is durable; a fetch says [`Fetched::Absent`] only where that is proven.
 
-mod ahead;
 mod archive;
 mod coverage;
 mod fetch;

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use crate::blocks::{Blocks, Scratch};
-use crate::checksum::Hash;
 use crate::format::file::{FileKind, FileRecord};
 use crate::format::repository::RepositoryId;
 use crate::format::wal::WalHeader;
@@ -19,7 +18,6 @@ pub struct WalObject {
     file: Arc<FileRecord>,
     system_identifier: SystemIdentifier,
     repository: RepositoryId,
-    content: Hash,
 }
 
 impl WalObject {
@@ -52,21 +50,14 @@ impl WalObject {
             crc32c: 0,
             first_block: BlockNumber(0),
         };
-        let hashes: Vec<u8> = header.blocks.iter().flat_map(|block| block.hash.0).collect();
-        let content = Hash::of(&hashes);
         let blocks = Blocks::of_object(Arc::clone(store), key, header.blocks, header.block_size);
         let (system_identifier, repository) = (header.system_identifier, header.repository);
-        Ok(Some(Self { blocks, file: Arc::new(file), system_identifier, repository, content }))
+        Ok(Some(Self { blocks, file: Arc::new(file), system_identifier, repository }))
     }
 
     /// The length of the file's content.
     pub fn bytes(&self) -> u64 {
         self.file.bytes
-    }
-
-    /// Tells its content from any other: the hash of its blocks' hashes.
-    pub(super) fn content(&self) -> Hash {
-        self.content
     }
 
     /// The size of the blocks that are verified one by one.

@@ -19,7 +19,7 @@ use crate::format::block::{BlockRecord, Content, Extent};
 use crate::format::wal::{CONTENT_BYTES_MAX, WalHeader};
 use crate::page::is_zero;
 use crate::repository::{ClusterInfo, Lock, LockKind, Repository, now};
-use crate::store::{Existing, Upload};
+use crate::store::Existing;
 use crate::units::{ClusterName, DIRECT_BYTES, PackId, SystemIdentifier};
 use crate::{Error, Result};
 
@@ -57,21 +57,19 @@ impl WalArchive {
     /// Stores the file `path` under its name: durable when it returns. The same content again is no error, another
     /// content under the same name is [`Error::Refused`].
     pub fn push(&self, path: &Path) -> Result<Pushed> {
+        let name = file_name(path)?;
+        let file = self.parse(name)?;
+        let source = open(path)?;
+        let bytes = source.metadata().map_err(|cause| Error::io("look at", path, cause))?.len();
+        let system_identifier = self.refuse_unless_ours(file, path, bytes)?;
+
         // Held together with other pushes, against the sweep of what crashed ones left.
         let _shared = Lock::shared(&**self.store(), self.cluster().name(), LockKind::Push)?;
-        self.push_locked(path)
-    }
-
-    /// The same under the lock.
-    pub(super) fn push_locked(&self, path: &Path) -> Result<Pushed> {
-        let name = file_name(path)?;
-        let key = self.key(self.parse(name)?);
-        let source = open(path)?;
+        let key = self.key(file);
         if let Some(object) = self.open(name)? {
-            self.refuse_unless_ours(path, &source)?;
             return self.compare(&object, &source, path, &key);
         }
-        match self.upload(&source, path).and_then(|upload| upload.commit()) {
+        match self.store_file(&source, path, name, bytes, system_identifier, &key) {
             Ok(()) => Ok(Pushed::Stored),
             // Somebody else pushed it meanwhile.
             Err(error) if error.raw_os_error() == Some(libc::EEXIST) => match self.open(name)? {
@@ -111,9 +109,7 @@ impl WalArchive {
     }
 
     /// The system identifier in the file, 0 where it has none. Refuses what does not belong under its name here.
-    fn refuse_unless_ours(&self, path: &Path, source: &File) -> Result<SystemIdentifier> {
-        let file = self.parse(file_name(path)?)?;
-        let bytes = source.metadata().map_err(|cause| Error::io("look at", path, cause))?.len();
+    fn refuse_unless_ours(&self, file: WalFile, path: &Path, bytes: u64) -> Result<SystemIdentifier> {
         let refuse = |detail: String| Error::Refused(format!("{} is not archived: {detail}", path.display()));
         let (segment, whole) = match file {
             WalFile::Segment(segment) => (segment, true),
@@ -133,11 +129,15 @@ impl WalArchive {
         Ok(header.system_identifier)
     }
 
-    /// All of the file on its way into the archive, durable but for its name.
-    pub(super) fn upload(&self, source: &File, path: &Path) -> Result<Box<dyn Upload>> {
-        let name = file_name(path)?;
-        let system_identifier = self.refuse_unless_ours(path, source)?;
-        let bytes = source.metadata().map_err(|cause| Error::io("look at", path, cause))?.len();
+    fn store_file(
+        &self,
+        source: &File,
+        path: &Path,
+        name: &str,
+        bytes: u64,
+        system_identifier: SystemIdentifier,
+        key: &str,
+    ) -> Result<()> {
         let info = self.cluster().repository().info();
         let header_bytes = WalHeader::bytes_for(bytes, info.block_bytes);
         let mut runs = Runs { start: header_bytes, bytes: Vec::new() };
@@ -165,11 +165,10 @@ impl WalArchive {
         };
         let refuse = |detail: String| Error::Refused(format!("{} is not archived: {detail}", path.display()));
         let header = header.to_bytes().map_err(refuse)?;
-        let mut upload = self.store().create(&self.key(self.parse(name)?), Existing::Refuse)?;
+        let mut upload = self.store().create(key, Existing::Refuse)?;
         upload.append(&header)?;
         runs.bytes.chunks(WRITE_BYTES).try_for_each(|piece| upload.append(piece))?;
-        upload.sync()?;
-        Ok(upload)
+        upload.commit()
     }
 
     /// Whether the archive's file is what is pushed; then it is made sure that it stays.
@@ -227,12 +226,12 @@ impl Runs {
     }
 }
 
-pub(super) fn file_name(path: &Path) -> Result<&str> {
+fn file_name(path: &Path) -> Result<&str> {
     let name = path.file_name().and_then(|name| name.to_str());
     name.ok_or_else(|| Error::NotFound(format!("{} is not the path of a WAL file", path.display())))
 }
 
-pub(super) fn open(path: &Path) -> Result<File> {
+fn open(path: &Path) -> Result<File> {
     File::open(path).map_err(|cause| Error::io("open", path, cause))
 }
 
