@@ -95,6 +95,12 @@ fn shares_with_its_repository(kind: &str, mebibytes: u64) -> Result<()> {
     let finished = moved.restore(&believed, &trusting)?.expect_code(0)?;
     ensure!(told(&finished).contains("not hashed (--trust-repository)"), "{finished}");
     fs::remove_dir_all(&believed)?;
+    let away = disk.path().join("moved.pack");
+    fs::rename(&pack, &away)?;
+    std::os::unix::fs::symlink(&away, &pack)?;
+    let linked = moved.restore(&believed, &["--no-start", "--plan", "--json"])?.expect_code(0)?.json()?;
+    assert_eq!(linked["plan"]["io"], "uring", "{linked}");
+    fs::rename(&away, &pack)?;
     drop(mend);
     let before = free_bytes(disk.path())?;
     let retried = world.pghydrant.run(["retry", &open_session(&world.pghydrant)?])?.expect_code(0)?;

@@ -22,6 +22,22 @@ fn a_target_without_room_is_refused_before_anything_is_touched() -> Result<()> {
     Ok(())
 }
 
+/// Neither space that is allocated ahead nor what was allocated in vain is in anybody's way.
+#[test]
+fn a_backup_that_fits_needs_no_room_to_spare() -> Result<()> {
+    requires!(Postgres, LoopDevice);
+    let scratch = Scratch::new()?;
+    let pghydrant = Pghydrant::new(&scratch)?;
+    let disk = SmallFileSystem::mount(&scratch, "disk", "ext4", 64)?;
+    let repository = Repository::init_at(&disk.path().join("repo"), &pghydrant, &["--compression", "none"])?;
+    let cluster = Cluster::build(&scratch, "original").archive_to(&pghydrant, &repository, "main").start()?;
+    // Past the first step that is allocated, and less than there is.
+    cluster.sql("CREATE TABLE filler AS SELECT repeat(md5(n::text), 30) AS text FROM generate_series(1, 8000) AS n")?;
+    repository.backup(&cluster)?;
+    pghydrant.succeed(["verify", "--repo", &repository.shown()])?;
+    Ok(())
+}
+
 #[test]
 fn a_disk_that_fills_during_the_copy_stops_it_and_a_retry_goes_on() -> Result<()> {
     requires!(Postgres, Fuse, LoopDevice);

@@ -143,6 +143,8 @@ pub(super) fn taken(filled: &Filled, outlined: &Outlined, trusted: bool) -> Stri
     if filled.shared_bytes > 0 {
         let proof = if trusted { "not hashed (--trust-repository)" } else { "hashed" };
         parts.push(format!("{} shared with the repository, {proof}", human::bytes(filled.shared_bytes)));
+    } else if trusted && filled.present_blocks > 0 {
+        parts.push("what was shared with the repository before was not hashed (--trust-repository)".to_owned());
     }
     if let Some(why) = filled.unshared {
         parts.push(format!("blocks copied that could have been shared: {why}"));

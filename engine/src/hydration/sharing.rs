@@ -8,7 +8,7 @@
 //!
 //! What the file system refuses to share is copied like any other block.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -115,9 +115,14 @@ fn finish(done: Option<(Arc<FileRecord>, Arc<OpenFile>)>, shared: &Shared<'_>) -
 pub fn can_share_with(backup: &Backup, directory: &Path) -> Result<Sharing> {
     let store = backup.cluster.repository().store();
     let packs = keys::packs(backup.cluster.name());
-    let pack = store.list(&packs)?.into_iter().find(|entry| entry.bytes >= DIRECT_BYTES as u64);
-    let Some(pack) = pack.and_then(|entry| store.local_path(&entry.key)) else {
-        return Err(Error::NotFound("a pack that is a file of this machine".to_owned()));
-    };
-    can_share(&pack, DIRECT_BYTES as u64, directory)
+    let listed = store.list(&packs)?.into_iter().map(|entry| store.local_path(&entry.key));
+    let packs = listed.collect::<Option<Vec<_>>>().unwrap_or_default();
+    if packs.iter().any(|pack| pack.is_symlink()) {
+        return Ok(Sharing::Refused("a pack of the repository is a symbolic link, and is read through a mount only"));
+    }
+    let is_whole = |pack: &&PathBuf| pack.metadata().is_ok_and(|found| found.len() >= DIRECT_BYTES as u64);
+    match packs.iter().find(is_whole) {
+        Some(pack) => can_share(pack, DIRECT_BYTES as u64, directory),
+        None => Err(Error::NotFound("a pack that is a file of this machine".to_owned())),
+    }
 }

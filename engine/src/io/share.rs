@@ -1,6 +1,7 @@
 //! Bytes that two files share, instead of a copy of them: `FICLONERANGE`, on file systems that copy on write.
 //!
-//! The kernel says itself whether it can: each request is asked, none is guessed. What it refuses has changed nothing.
+//! The kernel says itself whether it can: each request is asked, none is guessed. Of what it refuses a part may be shared
+//! all the same: whoever is refused writes all of it.
 
 use std::fs::File;
 use std::io;
@@ -17,7 +18,7 @@ use crate::{Error, Result};
 pub enum Sharing {
     /// The bytes are shared; durable after the next sync.
     Done,
-    /// Nothing has changed, and why.
+    /// Not all of them are, and why.
     Refused(&'static str),
 }
 
@@ -50,6 +51,10 @@ fn refusal(cause: &io::Error) -> Option<&'static str> {
         Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS => Some("its file system cannot share blocks between files"),
         Errno::INVAL => Some("its file system refuses to share these blocks (chattr +C on one of the two, perhaps)"),
         Errno::PERM | Errno::ACCESS | Errno::TXTBSY => Some("sharing blocks between files is not permitted"),
+        // One allocation group may be full of owners of blocks; where the disk is, the copy says so.
+        Errno::NOSPC | Errno::DQUOT | Errno::AGAIN => {
+            Some("the file system has no room to note who shares these blocks")
+        }
         _ => None,
     }
 }
@@ -77,10 +82,10 @@ mod tests {
 
     #[test]
     fn a_refusal_is_no_failure_and_a_failure_no_refusal() {
-        for errno in [libc::EXDEV, libc::EOPNOTSUPP, libc::ENOTTY, libc::EINVAL, libc::EPERM] {
+        for errno in [libc::EXDEV, libc::EOPNOTSUPP, libc::ENOTTY, libc::EINVAL, libc::EPERM, libc::ENOSPC] {
             assert!(refusal(&io::Error::from_raw_os_error(errno)).is_some(), "{errno}");
         }
-        for errno in [libc::EIO, libc::ENOSPC, libc::EDQUOT, libc::EROFS] {
+        for errno in [libc::EIO, libc::EROFS] {
             assert!(refusal(&io::Error::from_raw_os_error(errno)).is_none(), "{errno}");
         }
     }

@@ -36,6 +36,7 @@ pub struct Simulated {
     turn: Arc<Turn>,
     recording: Option<Arc<Recording>>,
     shares: bool,
+    shares_what_was: bool,
 }
 
 struct Turn {
@@ -59,19 +60,34 @@ impl Turn {
 impl Simulated {
     /// Counts, and fails what `fault` says.
     pub fn new(inner: Arc<dyn Disk>, fault: Option<Fault>) -> Self {
-        Self { inner, turn: Arc::new(Turn { next: AtomicU64::new(0), fault }), recording: None, shares: false }
+        Self {
+            inner,
+            turn: Arc::new(Turn { next: AtomicU64::new(0), fault }),
+            recording: None,
+            shares: false,
+            shares_what_was: false,
+        }
     }
 
     /// Records everything that changes something below `base`.
     pub fn recording(inner: Arc<dyn Disk>, base: &Path) -> (Self, Arc<Recording>) {
         let recording = Arc::new(Recording::new(base));
         let turn = Arc::new(Turn { next: AtomicU64::new(0), fault: None });
-        (Self { inner, turn, recording: Some(Arc::clone(&recording)), shares: false }, recording)
+        (
+            Self { inner, turn, recording: Some(Arc::clone(&recording)), shares: false, shares_what_was: false },
+            recording,
+        )
     }
 
     /// The same, with files that share blocks whatever the file system: they get a copy.
     pub fn with_sharing(self) -> Self {
         Self { shares: true, ..self }
+    }
+
+    /// The same, from packs that are other than they were when they are read: the first byte of all that is shared at once
+    /// is wrong.
+    pub fn with_sharing_of_what_was(self) -> Self {
+        Self { shares: true, shares_what_was: true, ..self }
     }
 
     /// Operations so far.
@@ -153,6 +169,7 @@ impl Disk for Simulated {
         let copy = || -> io::Result<Sharing> {
             let mut content = vec![0; usize::try_from(bytes).map_err(io::Error::other)?];
             File::open(&from.path)?.read_exact_at(&mut content, offset)?;
+            content[0] ^= u8::from(self.shares_what_was);
             let written = self.note(|recording| Event::Write(recording.file(to), to_offset, content.clone()));
             File::options().write(true).open(&to.path)?.write_all_at(&content, to_offset)?;
             self.note(|_| Event::Done(written.unwrap_or_default()));

@@ -3,7 +3,8 @@
 //! What is appended is collected in buffers of one huge page; a full one is written by the kernel while the next is
 //! filled. Through the page cache a backup of 3 GB was first copied there, then written out by the sync at its end, the
 //! disk idle before and the processors idle after. Space is allocated ahead, since a write beyond the end of a file
-//! waits for every other; what was too much goes at the end.
+//! waits for every other: no more than is written already, and nothing where the file system is filling up, since others
+//! write there as well. What was too much goes at the end.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -21,8 +22,11 @@ use crate::{Error, Result};
 
 /// One is filled while the others are written.
 const BUFFERS: u16 = 3;
-/// Space is allocated in steps of this.
+/// Space is allocated in steps of this at most.
 const ALLOCATED_BYTES: u64 = 64 << 20;
+/// So many times a step has to be free for it: workers allocate beside each other, and ext4 takes all that there is before
+/// it says that it is not enough.
+const FREE_STEPS_MIN: u64 = 64;
 
 const _: () = assert!(ALLOCATED_BYTES.is_multiple_of(BUFFER_BYTES as u64));
 
@@ -36,6 +40,7 @@ pub(super) struct LargeFile {
     /// Bytes in buffers that were full.
     submitted: u64,
     allocated: u64,
+    allocates: bool,
     waited: Duration,
 }
 
@@ -46,7 +51,16 @@ impl LargeFile {
         let queue = LocalDisk::new().queue(&mut free)?;
         let direct = set_direct(&file, true);
         let file = Arc::new(OpenFile { file, path: path.to_owned(), direct });
-        Ok(Self { file, queue, free, filling: None, submitted: 0, allocated: 0, waited: Duration::ZERO })
+        Ok(Self {
+            file,
+            queue,
+            free,
+            filling: None,
+            submitted: 0,
+            allocated: 0,
+            allocates: true,
+            waited: Duration::ZERO,
+        })
     }
 
     pub(super) fn append(&mut self, mut bytes: &[u8]) -> Result<()> {
@@ -91,10 +105,8 @@ impl LargeFile {
     fn submit(&mut self, bytes: usize) -> Result<()> {
         let Some((buffer, _)) = self.filling.take() else { return Ok(()) };
         let end = self.submitted + bytes as u64;
-        if end > self.allocated {
-            // A disk that is nearly full may have no room to spare, or a file system no such call: only speed is lost.
-            let _ = rustix::fs::fallocate(&self.file.file, FallocateFlags::empty(), self.allocated, ALLOCATED_BYTES);
-            self.allocated += ALLOCATED_BYTES;
+        if self.allocates && end > self.allocated {
+            self.allocates = self.allocate_ahead();
         }
         let part = Part { file: Arc::clone(&self.file), offset: self.submitted, at: 0, bytes };
         let token = usize::from(buffer.index());
@@ -105,6 +117,17 @@ impl LargeFile {
             Some(finished) => self.settle(finished),
             None => Ok(()),
         }
+    }
+
+    /// Allocates the next step; false where there is no room to spare, or no such call: only speed is lost.
+    fn allocate_ahead(&mut self) -> bool {
+        let file = &self.file.file;
+        let step = self.submitted.clamp(BUFFER_BYTES as u64, ALLOCATED_BYTES);
+        let free = rustix::fs::fstatvfs(file).map_or(0, |room| room.f_bavail.saturating_mul(room.f_frsize));
+        let allocated = free / FREE_STEPS_MIN >= step
+            && rustix::fs::fallocate(file, FallocateFlags::empty(), self.allocated, step).is_ok();
+        self.allocated += if allocated { step } else { 0 };
+        allocated
     }
 
     fn free_buffer(&mut self) -> Result<Buffer> {

@@ -49,6 +49,18 @@ fn shared_files_are_the_same_and_only_what_cannot_be_shared_is_copied() {
     }
 }
 
+/// Whoever mends a pack while its blocks are hashed changes the pack, not what files have of it already.
+#[test]
+fn what_is_proven_is_what_the_files_have() {
+    let sample = Sample::new(Compression::None, sample_tree());
+    let layout = sample.target("target");
+    let disk = Arc::new(Simulated::new(Arc::new(LocalDisk::new()), None).with_sharing_of_what_was());
+    let filled = hydrate(&sample, &layout, PROVEN, disk).unwrap();
+    assert_same(&sample.tree, &layout);
+    assert!(filled.shared_bytes > 0 && filled.shared_bytes < filled.bytes, "{filled:?}");
+    assert_map_is_true(&sample, &layout);
+}
+
 #[test]
 fn where_the_file_system_refuses_blocks_are_copied() {
     let sample = Sample::new(Compression::None, sample_tree());
