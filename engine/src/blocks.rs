@@ -6,7 +6,7 @@
 //! where all of the block is wanted, and its BLAKE3 compared before anybody sees it. Raw blocks that are wanted whole
 //! take no window: as many as lie beside each other are read into their place by one request, and hashed there.
 //!
-//! What will be read once ([`Blocks::read_range_once`]) is read past the page cache, unless it lies there already.
+//! What will be read once ([`Blocks::read_range_once`]) is read past the page cache.
 //!
 //! Always true: no byte leaves this file without the hash of its block having been right.
 
@@ -48,10 +48,7 @@ pub struct Blocks {
 enum Wanted {
     /// Perhaps: the page cache may keep them.
     Again,
-    /// Hardly: what a reader in order has seen the page cache keeps as that reader's file. Past the page cache, where it
-    /// is known that they are not there.
-    InOrder,
-    /// No: they are read past the page cache, unless it is known that they are there.
+    /// No: they are read past the page cache.
     Once,
 }
 
@@ -186,18 +183,6 @@ impl Blocks {
         scratch: &mut Scratch,
     ) -> Result<usize> {
         self.read_range_as(Wanted::Once, file, offset, out, scratch)
-    }
-
-    /// As [`Blocks::read_range`], ahead of a reader in order: what is read stays in no page cache where the kernel can
-    /// tell that it was not there before. `out` had better begin at a multiple of [`DIRECT_BYTES`].
-    pub fn read_range_in_order(
-        &self,
-        file: &FileRecord,
-        offset: u64,
-        out: &mut [u8],
-        scratch: &mut Scratch,
-    ) -> Result<usize> {
-        self.read_range_as(Wanted::InOrder, file, offset, out, scratch)
     }
 
     fn read_range_as(
@@ -357,7 +342,7 @@ impl Blocks {
             let unit = DIRECT_BYTES as u64;
             let whole = match wanted {
                 Wanted::Again => start..end,
-                Wanted::InOrder | Wanted::Once => start - start % unit..end.next_multiple_of(unit),
+                Wanted::Once => start - start % unit..end.next_multiple_of(unit),
             };
             let bytes = (end - whole.start) as usize;
             window.fill(first.pack, whole.clone(), |memory| {
@@ -377,13 +362,7 @@ impl Blocks {
         wanted: Wanted,
     ) -> Result<(), Fault> {
         let key = self.key(pack);
-        let are_cached = || self.direct.are_cached(&*self.store, &key, offset, bytes);
-        let past_the_cache = match wanted {
-            Wanted::Again => false,
-            Wanted::InOrder => are_cached() == Some(false),
-            Wanted::Once => are_cached() != Some(true),
-        };
-        if past_the_cache && self.direct.read(&*self.store, &key, offset, bytes, out) {
+        if wanted == Wanted::Once && self.direct.read(&*self.store, &key, offset, bytes, out) {
             return Ok(());
         }
         self.store.read_at(&key, offset, &mut out[..bytes]).map_err(Fault::Read)
@@ -495,10 +474,9 @@ const fn patch_of(record: &BlockRecord) -> Option<Extent> {
 }
 
 /// How many blocks at the beginning of `ahead` are raw, lie beside each other, and are wanted whole: they fit into
-/// `room`. What is read past the page cache must begin and end at whole units, in the pack and in memory.
+/// `room`. What is read once must begin and end at whole units, in the pack and in memory.
 fn raw_blocks(ahead: &[BlockRecord], lengths: impl Iterator<Item = usize>, room: &[u8], wanted: Wanted) -> usize {
-    let unaligned_will_do = wanted == Wanted::Again;
-    if !unaligned_will_do && !direct::begins_aligned(room) {
+    if wanted == Wanted::Once && !direct::begins_aligned(room) {
         return 0;
     }
     let (mut count, mut bytes, mut expected) = (0, 0, None);
@@ -507,7 +485,7 @@ fn raw_blocks(ahead: &[BlockRecord], lengths: impl Iterator<Item = usize>, room:
         let beside = expected.is_none_or(|(pack, end)| pack == at.pack && end == u64::from(at.offset));
         let whole = at.stored as usize == length && bytes + length <= room.len();
         let aligned = length.is_multiple_of(DIRECT_BYTES) && at.offset.is_multiple_of(DIRECT_BYTES as u32);
-        if !beside || !whole || (!unaligned_will_do && !aligned) {
+        if !beside || !whole || (wanted == Wanted::Once && !aligned) {
             break;
         }
         (count, bytes, expected) = (count + 1, bytes + length, Some((at.pack, at.end())));

@@ -26,7 +26,6 @@ use crate::budget::{BUFFER_BYTES_MAX, Budget};
 use crate::errno;
 use crate::node::Node;
 use crate::reader::{OpenFile, Reader};
-use crate::session;
 use crate::table::Served;
 use crate::tree::{Attributes, Entry, Kind, Owner, Tree};
 
@@ -91,7 +90,8 @@ impl<T> Handles<T> {
 impl BackupFs {
     /// The file system of `backup`.
     pub fn new(backup: &Backup, view: View) -> Result<Self> {
-        let reader = Reader::new(Budget::new(view.memory_bytes), session::read_ahead_threads());
+        let workers = std::thread::available_parallelism().map_or(1, usize::from);
+        let reader = Reader::new(Budget::new(view.memory_bytes), workers);
         Ok(Self {
             tree: Tree::new(backup, view.owner, &Served { token: view.token, process: own_process() })?,
             reader: reader.map_err(|cause| Error::io("start", "read-ahead threads", cause))?,

@@ -6,23 +6,18 @@
 //! another class needs the room.
 //!
 //! Always true: `held() <= limit()`. There is no waiting for memory: a caller that gets nothing decodes into its
-//! own scratch, or reads less far ahead. Large buffers begin where O_DIRECT may read into them.
+//! own scratch, or reads less far ahead.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-use engine::units::DIRECT_BYTES;
 
 /// The smallest buffer: a page of memory.
 const CLASS_BYTES_MIN: usize = 4 << 10;
 /// The largest buffer: one request of the kernel, and the largest block.
 pub const BUFFER_BYTES_MAX: usize = 1 << 20;
-/// From this size on a buffer is aligned, and its memory so much longer: little, compared to this.
-const ALIGNED_BYTES_MIN: usize = 128 << 10;
 const CLASSES: usize = (BUFFER_BYTES_MAX / CLASS_BYTES_MIN).trailing_zeros() as usize + 1;
 
 const _: () = assert!(BUFFER_BYTES_MAX.is_power_of_two() && CLASS_BYTES_MIN.is_power_of_two());
-const _: () = assert!(DIRECT_BYTES * 32 <= ALIGNED_BYTES_MIN);
 const _: () = assert!(engine::units::BlockSize::MAX.bytes() <= BUFFER_BYTES_MAX);
 
 /// A limit on memory, and the buffers under it.
@@ -61,15 +56,13 @@ impl Budget {
         let memory = match pool.idle[class].pop() {
             Some(memory) => memory,
             None => {
-                let memory_bytes = memory_bytes(class_bytes);
-                pool.give_up_idle(self.limit.checked_sub(memory_bytes)?)?;
-                pool.held += memory_bytes;
+                pool.give_up_idle(self.limit.checked_sub(class_bytes)?)?;
+                pool.held += class_bytes;
                 drop(pool);
-                vec![0; memory_bytes].into_boxed_slice()
+                vec![0; class_bytes].into_boxed_slice()
             }
         };
-        let start = if memory.len() > class_bytes { memory.as_ptr().align_offset(DIRECT_BYTES) } else { 0 };
-        Some(Buffer { memory, start, bytes, budget: self.clone() })
+        Some(Buffer { memory, bytes, budget: self.clone() })
     }
 
     fn pool(&self) -> MutexGuard<'_, Pool> {
@@ -95,16 +88,10 @@ fn class_of(bytes: usize) -> Option<(usize, usize)> {
     (class < CLASSES).then_some((class, class_bytes))
 }
 
-/// The memory of a class, with room to begin aligned.
-fn memory_bytes(class_bytes: usize) -> usize {
-    if class_bytes < ALIGNED_BYTES_MIN { class_bytes } else { class_bytes + DIRECT_BYTES }
-}
-
 /// Memory paid for by a [`Budget`], which gets it back on drop.
 #[derive(Debug)]
 pub struct Buffer {
     memory: Box<[u8]>,
-    start: usize,
     bytes: usize,
     budget: Arc<Budget>,
 }
@@ -113,13 +100,13 @@ impl Deref for Buffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.memory[self.start..self.start + self.bytes]
+        &self.memory[..self.bytes]
     }
 }
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.memory[self.start..self.start + self.bytes]
+        &mut self.memory[..self.bytes]
     }
 }
 
@@ -140,7 +127,7 @@ mod tests {
 
     #[test]
     fn buffers_never_hold_more_than_the_limit() {
-        let budget = Budget::new(3 * memory_bytes(BUFFER_BYTES_MAX));
+        let budget = Budget::new(3 << 20);
         let buffers: Vec<_> = (0..10).map_while(|_| budget.buffer(BUFFER_BYTES_MAX)).collect();
         assert_eq!(buffers.len(), 3);
         assert!(budget.buffer(1).is_none());
@@ -149,7 +136,7 @@ mod tests {
 
     #[test]
     fn idle_buffers_make_room_for_another_size() {
-        let budget = Budget::new(memory_bytes(BUFFER_BYTES_MAX));
+        let budget = Budget::new(1 << 20);
         drop(budget.buffer(BUFFER_BYTES_MAX).unwrap());
         let small = budget.buffer(5000).unwrap();
         assert_eq!(small.len(), 5000);
@@ -163,15 +150,6 @@ mod tests {
         let place = first.as_ptr();
         drop(first);
         assert_eq!(budget.buffer(131_000).unwrap().as_ptr(), place);
-    }
-
-    #[test]
-    fn a_large_buffer_is_aligned() {
-        let budget = Budget::new(8 << 20);
-        for bytes in [ALIGNED_BYTES_MIN, 3 * ALIGNED_BYTES_MIN + 1, BUFFER_BYTES_MAX] {
-            let buffer = budget.buffer(bytes).unwrap();
-            assert_eq!((buffer.len(), buffer.as_ptr().addr() % DIRECT_BYTES), (bytes, 0));
-        }
     }
 
     #[test]

@@ -26,11 +26,6 @@ pub trait Content: Send + Sync + fmt::Display {
     fn read_once(&self, offset: u64, out: &mut [u8]) -> Result<()> {
         self.read(offset, out)
     }
-
-    /// As [`Content::read`], ahead of a reader in order, whose own pages the page cache keeps.
-    fn read_in_order(&self, offset: u64, out: &mut [u8]) -> Result<()> {
-        self.read(offset, out)
-    }
 }
 
 /// A regular file of the backup.
@@ -61,12 +56,6 @@ impl Content for BackupFile {
 
     fn read_once(&self, offset: u64, out: &mut [u8]) -> Result<()> {
         let read = SCRATCH.with_borrow_mut(|scratch| self.blocks.read_range_once(&self.file, offset, out, scratch))?;
-        refuse_short(self, offset, read, out.len())
-    }
-
-    fn read_in_order(&self, offset: u64, out: &mut [u8]) -> Result<()> {
-        let read =
-            SCRATCH.with_borrow_mut(|scratch| self.blocks.read_range_in_order(&self.file, offset, out, scratch))?;
         refuse_short(self, offset, read, out.len())
     }
 }

@@ -59,12 +59,11 @@ impl OpenFile {
         })
     }
 
-    /// Decodes a run. What is read ahead needs no page cache but the reader's own, if that.
+    /// Decodes a run. What was read ahead for a reader past the page cache stays in no other either.
     fn read_run(&self, run: &Run, out: &mut [u8]) -> engine::Result<()> {
-        match (run.is_ahead(), self.direct) {
-            (true, true) => self.content.read_once(run.start, out),
-            (true, false) => self.content.read_in_order(run.start, out),
-            (false, _) => self.content.read(run.start, out),
+        match self.direct && run.is_ahead() {
+            true => self.content.read_once(run.start, out),
+            false => self.content.read(run.start, out),
         }
     }
 

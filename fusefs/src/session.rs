@@ -14,18 +14,13 @@ use fuser::{Config, Filesystem, SessionACL};
 use crate::mounting::{self, MountOptions};
 use crate::table;
 
-/// What the kernel may read ahead on this mount by itself, where we may say so: two requests, so that one is answered
-/// while the reader takes what the other brought.
-const KERNEL_READ_AHEAD_BYTES: u32 = 2 << 20;
+/// What the kernel may read ahead on this mount by itself, where we may say so: one request.
+const KERNEL_READ_AHEAD_BYTES: u32 = 1 << 20;
 /// Threads that answer the kernel. Each waits for the repository's disk by itself, so they are as many as requests keep
 /// a disk busy; and each has memory for a request and for a reply.
 const THREADS_PER_CORE: usize = 4;
 const THREADS_MIN: usize = 8;
 const THREADS_MAX: usize = 16;
-/// Threads that read ahead: while one waits for the repository's disk another decodes. More than this many would be
-/// faster than any reader can take it through the kernel.
-const READ_AHEAD_THREADS_PER_CORE: usize = 2;
-const READ_AHEAD_THREADS_MAX: usize = 16;
 
 /// A mount that is being served. Dropped, it is unmounted.
 #[derive(Debug)]
@@ -109,12 +104,6 @@ impl Drop for Session {
 pub fn threads() -> usize {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     (cores * THREADS_PER_CORE).clamp(THREADS_MIN, THREADS_MAX)
-}
-
-/// How many threads read ahead.
-pub fn read_ahead_threads() -> usize {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    (cores * READ_AHEAD_THREADS_PER_CORE).min(READ_AHEAD_THREADS_MAX)
 }
 
 fn serve(file_system: impl Filesystem, device: OwnedFd, allow_other: bool) -> io::Result<JoinHandle<io::Result<()>>> {

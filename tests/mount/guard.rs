@@ -56,7 +56,7 @@ impl Mounted {
     /// manifest that it keeps, and each thread's memory for stored bytes and for a reply.
     pub fn peak_and_limit(&self) -> Result<(u64, u64)> {
         const PROGRAM_BYTES: u64 = 44 << 20;
-        let threads = fusefs::session::threads() + fusefs::session::read_ahead_threads();
+        let threads = fusefs::session::threads() + std::thread::available_parallelism()?.get();
         let limit = PROGRAM_BYTES + (threads * 2 * engine::io::BUFFER_BYTES) as u64;
         let status = fs::read_to_string(format!("/proc/{}/status", self.server()?))?;
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;

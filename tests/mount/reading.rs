@@ -108,53 +108,6 @@ fn buffered_reads() -> Result<()> {
     Ok(())
 }
 
-/// What is read ahead of a reader in order comes from the page cache of the packs if all of it lies there; else it leaves
-/// nothing there, where the kernel can tell (since Linux 6.5).
-#[test]
-fn reads_in_order() -> Result<()> {
-    requires!(Fuse, Tool("fincore", "util-linux-extra"));
-    let sample = Sample::compressed(Compression::None)?;
-    let mounted = sample.mount(&root(), &[])?;
-    let (pack, path) = (sample.pack()?, mounted.join("data").join(LARGE));
-    let read_anew = || -> Result<u64> {
-        let file = File::open(&path)?;
-        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
-        let before = read_from_disk(mounted.server()?)?;
-        let content = relation(LARGE_BYTES, 1);
-        let (size, mut out) = (usize::try_from(BLOCK_BYTES)?, vec![0; LARGE_BYTES]);
-        for (place, block) in out.chunks_mut(size).enumerate() {
-            file.read_exact_at(block, place as u64 * BLOCK_BYTES)?;
-        }
-        assert!(out == content);
-        Ok(read_from_disk(mounted.server()?)? - before)
-    };
-    if kernel_tells_what_is_cached()? {
-        rustix::fs::fadvise(File::open(&pack)?, 0, None, rustix::fs::Advice::DontNeed)?;
-        let cached = cached_bytes(&pack)?;
-        read_anew()?;
-        // The reader's first requests are not known to be in order yet.
-        assert!(cached_bytes(&pack)? <= cached + LARGE_BYTES as u64 / 2);
-        // Another test may empty the machine's cache in between, now and then.
-        let from_cache = (0..3).map(|_| fs::read(&pack).map_err(Into::into).and_then(|_| read_anew()));
-        assert_eq!(from_cache.collect::<Result<Vec<_>>>()?.into_iter().min(), Some(0));
-    }
-    read_anew()?;
-    Ok(())
-}
-
-/// Bytes that a process had read from disks.
-fn read_from_disk(process: u32) -> Result<u64> {
-    let counts = fs::read_to_string(format!("/proc/{process}/io"))?;
-    let bytes = counts.lines().find_map(|line| line.strip_prefix("read_bytes: ")).context("no count")?;
-    Ok(bytes.parse()?)
-}
-
-fn kernel_tells_what_is_cached() -> Result<bool> {
-    let release = rustix::system::uname().release().to_str()?.to_owned();
-    let mut numbers = release.split(|letter: char| !letter.is_ascii_digit()).map_while(|part| part.parse::<u32>().ok());
-    Ok((numbers.next(), numbers.next()) >= (Some(6), Some(5)))
-}
-
 /// A file can be mapped into memory.
 #[test]
 fn mapped_reads() -> Result<()> {
@@ -176,8 +129,8 @@ fn mapped_reads() -> Result<()> {
 }
 
 /// The server keeps no more decoded bytes than `--memory` says, however many files are read at once. Beside them each of its
-/// threads has up to 9 MiB for the read that it is at; they are four for each core, but 8 at least and 16 at most, and two
-/// more for each core that read ahead, 16 at most.
+/// threads has up to 9 MiB for the read that it is at; they are four for each core, but 8 at least and 16 at most, and one
+/// more for each core that reads ahead.
 #[test]
 fn memory() -> Result<()> {
     requires!(Fuse);

@@ -3,14 +3,13 @@
 //! A restore reads every pack front to back and never again: through the page cache that costs a copy of every byte and
 //! a page for it, which something else on the machine would have had better use for. Where the store has no files of
 //! its own here, or their file system no O_DIRECT, or a read fails, the store is asked in its usual way, and says what
-//! is wrong. So it is for what lies in the page cache already: a copy from there is faster than any disk.
+//! is wrong.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::io::is_resident;
 use crate::store::Store;
 use crate::units::DIRECT_BYTES;
 
@@ -45,11 +44,6 @@ impl DirectFiles {
             }
         }
         true
-    }
-
-    /// Whether these stored bytes are in the page cache; nothing if that cannot be known.
-    pub(super) fn are_cached(&self, store: &dyn Store, key: &str, offset: u64, bytes: usize) -> Option<bool> {
-        is_resident(&*self.file(store, key)?, offset, bytes as u64)
     }
 
     fn file(&self, store: &dyn Store, key: &str) -> Option<Arc<File>> {
