@@ -153,6 +153,9 @@ fn what_pg_basebackup_did_not_leave_like_that_is_refused_by_name() -> Result<()>
     let strange = copy("strange")?;
     fs::write(strange.join("base/1/4711"), "")?;
     refused(&strange, 3, &["base/1/4711 is not in backup_manifest"])?;
+    let newer = copy("newer")?;
+    fs::write(newer.join("PG_VERSION"), "19\n")?;
+    refused(&newer, 3, &["the directory is of PostgreSQL 19; 13 to 18 can be backed up"])?;
     let list = copy("list")?;
     flip_bit(&list.join("backup_manifest"), 200)?;
     refused(&list, 3, &["backup_manifest cannot be used", "its own checksum is wrong"])?;
