@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use crate::options::Global;
-use crate::{backup, demo, doctor, exit, init, list, mount, restore, sessions, show, verify, wal};
+use crate::{agent, backup, demo, doctor, exit, init, list, mount, restore, service, sessions, show, verify, wal};
 
 /// The fastest and most trustworthy way to get a PostgreSQL database back.
 #[derive(Debug, Parser)]
@@ -49,6 +49,11 @@ pub(crate) enum Verb {
     Retarget(restore::retarget::Arguments),
     /// Read every block of backups and their WAL and check it
     Verify(verify::Arguments),
+    /// The mount server: restores on other machines, ordered from anywhere
+    Serve(service::Arguments),
+    /// A restore that a mount server has ordered
+    #[command(subcommand, hide = true)]
+    Agent(agent::Verb),
     /// What this machine lacks, with the command that cures it
     Doctor(doctor::Arguments),
     /// All of it on a throw-away cluster
@@ -79,9 +84,14 @@ impl Verb {
     /// Whether stdout is read by a program.
     pub(crate) fn wants_json(&self) -> bool {
         match self {
-            Self::Init(_) | Self::Wal(_) | Self::Mount(_) | Self::Unmount(_) | Self::FuseServer(_) | Self::Demo(_) => {
-                false
-            }
+            Self::Init(_)
+            | Self::Wal(_)
+            | Self::Mount(_)
+            | Self::Unmount(_)
+            | Self::FuseServer(_)
+            | Self::Serve(_)
+            | Self::Agent(_)
+            | Self::Demo(_) => false,
             Self::Backup(arguments) => arguments.output.json,
             Self::List(arguments) => arguments.output.json,
             Self::Show(arguments) => arguments.output.json,

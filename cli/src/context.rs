@@ -35,7 +35,7 @@ impl Context {
         let settings =
             if verb.needs_no_settings() { Settings::default() } else { Settings::load(global.config.as_deref())? };
         let interrupted = Arc::new(AtomicBool::new(false));
-        let output = Output::new(verb.wants_json(), &interrupted);
+        let output = Output::new(global.relay, verb.wants_json(), &interrupted);
         if let Some(skipped) = &settings.skipped {
             output.warning(skipped);
         }

@@ -30,6 +30,15 @@ pub(crate) enum Exit {
     NoSuchSegment = 255,
 }
 
+impl Exit {
+    /// What a process of ours that ended with this status meant; a signal, and what we do not know, is a failure.
+    pub(crate) fn of_code(code: u8) -> Self {
+        use Exit::{Corrupt, DamagedPages, Done, Failed, Interrupted, Recovery, Refused, Usage, Waiting};
+        let known = [Done, Failed, Usage, Refused, Corrupt, Recovery, Waiting, DamagedPages, Interrupted];
+        known.into_iter().find(|exit| *exit as u8 == code).unwrap_or(Failed)
+    }
+}
+
 /// The table in `--help`.
 pub(crate) const TABLE: &str = "\
 Exit codes:

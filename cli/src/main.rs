@@ -6,12 +6,14 @@
 //! `wal fetch` is special from the first instruction on: PostgreSQL takes every exit status up to 125 for "no such
 //! segment" and opens the database, so there a usage error, a panic and an unreadable setting end above 125 as well.
 
+mod agent;
 mod arguments;
 mod backup;
 mod context;
 mod demo;
 mod doctor;
 mod exit;
+mod fingerprint;
 mod human;
 mod init;
 #[cfg(test)]
@@ -25,7 +27,9 @@ mod options;
 mod output;
 mod postgres;
 mod random;
+mod remote;
 mod restore;
+mod service;
 mod sessions;
 mod settings;
 mod show;
@@ -33,6 +37,7 @@ mod table;
 mod trust;
 mod verify;
 mod wal;
+mod words;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -67,7 +72,12 @@ fn run(faults: &exit::Faults) -> u8 {
             return faults.code_of(Failure::exit_of(&error));
         }
     };
-    match dispatch(&cli.verb, &context) {
+    let done = match remotely(&cli, &context) {
+        Ok(Some(exit)) => Ok(exit),
+        Ok(None) => dispatch(&cli.verb, &context),
+        Err(error) => Err(error),
+    };
+    match done {
         Ok(exit) => faults.code_of(exit),
         Err(error) => {
             context.output.error(&error);
@@ -76,7 +86,19 @@ fn run(faults: &exit::Faults) -> u8 {
     }
 }
 
-fn dispatch(verb: &Verb, context: &Context) -> anyhow::Result<Exit> {
+/// What a mount server carries out, if one is named.
+fn remotely(cli: &Cli, context: &Context) -> anyhow::Result<Option<Exit>> {
+    let words = || std::env::args_os().skip(1).map(|word| word.into_string());
+    match words().collect::<Result<Vec<_>, _>>() {
+        Ok(words) => remote::carry_out(cli, &words, context),
+        Err(_) if cli.global.server.server.is_none() => Ok(None),
+        Err(word) => {
+            Err(Failure::new(Exit::Usage, format!("{} cannot be sent to a mount server", word.display())).into())
+        }
+    }
+}
+
+pub(crate) fn dispatch(verb: &Verb, context: &Context) -> anyhow::Result<Exit> {
     match verb {
         Verb::Init(arguments) => init::run(arguments, context),
         Verb::Backup(arguments) => backup::run(arguments, context),
@@ -94,6 +116,8 @@ fn dispatch(verb: &Verb, context: &Context) -> anyhow::Result<Exit> {
         Verb::Promote(arguments) => sessions::promote(arguments, context),
         Verb::Retarget(arguments) => restore::retarget::run(arguments, context),
         Verb::Verify(arguments) => verify::run(arguments, context),
+        Verb::Serve(arguments) => service::run(arguments, context),
+        Verb::Agent(verb) => agent::dispatch(verb, context),
         Verb::Doctor(arguments) => doctor::run(arguments, context),
         Verb::Demo(arguments) => demo::run(arguments, context),
     }

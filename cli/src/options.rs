@@ -17,7 +17,28 @@ pub(crate) struct Global {
     /// Say more (-v) or much more (-vv) on stderr
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
+    #[command(flatten)]
+    pub(crate) server: ServerOptions,
+    /// Output for another process of ours
+    #[arg(long, global = true, hide = true)]
+    pub(crate) relay: bool,
 }
+
+/// Which mount server does it, and how that is asked.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct ServerOptions {
+    /// Have the mount server at this address do it: https://HOST:PORT [PGHYDRANT_SERVER]
+    #[arg(long, global = true, value_name = "URL", help_heading = SERVER)]
+    pub(crate) server: Option<String>,
+    /// File that holds the token for it [PGHYDRANT_TOKEN_FILE]
+    #[arg(long, global = true, value_name = "FILE", help_heading = SERVER)]
+    pub(crate) token_file: Option<PathBuf>,
+    /// The fingerprint of its certificate, SHA256:… [default: the one seen the first time]
+    #[arg(long, global = true, value_name = "SHA256:…", help_heading = SERVER)]
+    pub(crate) fingerprint: Option<String>,
+}
+
+const SERVER: &str = "Mount server";
 
 /// Which repository.
 #[derive(Args, Clone, Debug, Default)]

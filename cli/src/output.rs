@@ -6,6 +6,8 @@
 //! What comes out of a repository (paths, settings, names) may hold anything: control characters are shown, never sent.
 //!
 //! JSON objects have an `event`: `step`, `progress`, `note`, `warning`, `result`, `error`. Fields are only ever added.
+//! Where another process of ours reads them ([`Reader::Relay`]), results also carry the text that people would see, and
+//! [`Output::replay`] says there what would have been said here.
 
 use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
@@ -32,6 +34,8 @@ enum Reader {
     Terminal,
     Log,
     Program,
+    /// A process of ours, that says it again for its own reader.
+    Relay,
 }
 
 /// Where a command's words go.
@@ -42,11 +46,12 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    pub(crate) fn new(json: bool, interrupted: &Arc<AtomicBool>) -> Self {
-        let reader = match (json, std::io::stderr().is_terminal()) {
-            (true, _) => Reader::Program,
-            (false, true) => Reader::Terminal,
-            (false, false) => Reader::Log,
+    pub(crate) fn new(relay: bool, json: bool, interrupted: &Arc<AtomicBool>) -> Self {
+        let reader = match (relay, json, std::io::stderr().is_terminal()) {
+            (true, ..) => Reader::Relay,
+            (false, true, _) => Reader::Program,
+            (false, false, true) => Reader::Terminal,
+            (false, false, false) => Reader::Log,
         };
         Self { reader, interrupted: Arc::clone(interrupted) }
     }
@@ -56,9 +61,14 @@ impl Output {
         Self { reader: Reader::Log, interrupted: Arc::default() }
     }
 
+    /// For a process whose words another of ours says again.
+    pub(crate) fn relay() -> Self {
+        Self { reader: Reader::Relay, interrupted: Arc::default() }
+    }
+
     /// Whether stdout is read by a program.
     pub(crate) fn is_json(&self) -> bool {
-        self.reader == Reader::Program
+        matches!(self.reader, Reader::Program | Reader::Relay)
     }
 
     /// Whether who reads the result has just seen every step go by: stdout and stderr are one terminal.
@@ -68,10 +78,11 @@ impl Output {
 
     /// The result: text for people (may have several lines), or one object with `"event": "result"`.
     pub(crate) fn result(&self, text: &str, object: &impl Serialize) {
-        if self.is_json() {
-            self.object("result", object);
-        } else {
-            to_stdout(&shown(text.trim_end_matches('\n')));
+        let text = text.trim_end_matches('\n');
+        match self.reader {
+            Reader::Program => self.object("result", object),
+            Reader::Relay => to_stdout(&with_text(value_of("result", object), text).to_string()),
+            Reader::Terminal | Reader::Log => to_stdout(&shown(text)),
         }
     }
 
@@ -129,7 +140,7 @@ impl Output {
 
     fn say(&self, event: &str, line: &str, text: &str) {
         match self.reader {
-            Reader::Program => self.object(event, &json!({"message": text})),
+            Reader::Program | Reader::Relay => self.object(event, &json!({"message": text})),
             Reader::Terminal => {
                 to_terminal("");
                 to_stderr(line);
@@ -139,15 +150,114 @@ impl Output {
     }
 
     fn object(&self, event: &str, object: &impl Serialize) {
-        // Of our own types, which all serialise; a failure would be a bug that must show.
-        let mut value = serde_json::to_value(object).unwrap_or_else(|cause| json!({"unprintable": cause.to_string()}));
-        if let Value::Object(fields) = &mut value {
-            fields.insert("event".to_owned(), event.into());
-        } else {
-            value = json!({"event": event, "value": value});
-        }
-        to_stdout(&value.to_string());
+        to_stdout(&value_of(event, object).to_string());
     }
+
+    /// Says what a process of ours said elsewhere. Tells how that process ended, if this was its last word.
+    pub(crate) fn replay(&self, mut said: Value) -> Option<u8> {
+        let text = |name: &str| said.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let event = text("event");
+        if event == EXIT {
+            return said.get("code").and_then(Value::as_u64).and_then(|code| u8::try_from(code).ok());
+        }
+        if self.is_json() {
+            if let Value::Object(fields) = &mut said {
+                fields.remove(TEXT);
+                fields.remove("at");
+            }
+            to_stdout(&said.to_string());
+            return None;
+        }
+        match event.as_str() {
+            "note" => self.note(&text("message")),
+            "warning" => self.warning(&text("message")),
+            "result" => to_stdout(&shown(&text(TEXT))),
+            "step" => match text("state").as_str() {
+                "began" => self.live(&format!("{} …", text("step"))),
+                _ => self.line(&step_line(&text("step"), seconds_of(&said), &text("detail"))),
+            },
+            "progress" => self.live(&progress_line(&said)),
+            "problem" if said.get("only").is_none() => {
+                self.line(&format!("problem: {}\nhint: {}", text("what"), text("hint")))
+            }
+            "error" => {
+                self.line(&format!("error: {}", text("message")));
+                if !text("hint").is_empty() {
+                    to_stderr(&format!("hint: {}", text("hint")));
+                }
+            }
+            _ => {}
+        }
+        None
+    }
+
+    /// The last word of a process whose output is relayed.
+    pub(crate) fn exit(&self, code: u8) {
+        if self.reader == Reader::Relay {
+            self.object(EXIT, &json!({"code": code}));
+        }
+    }
+
+    /// A line for people.
+    fn line(&self, text: &str) {
+        if self.reader == Reader::Terminal {
+            to_terminal("");
+        }
+        to_stderr(text.trim_end());
+    }
+}
+
+/// The event that ends what is relayed.
+const EXIT: &str = "exit";
+/// What a result says to people.
+const TEXT: &str = "text";
+
+fn value_of(event: &str, object: &impl Serialize) -> Value {
+    // Of our own types, which all serialise; a failure would be a bug that must show.
+    let mut value = serde_json::to_value(object).unwrap_or_else(|cause| json!({"unprintable": cause.to_string()}));
+    if let Value::Object(fields) = &mut value {
+        fields.insert("event".to_owned(), event.into());
+    } else {
+        value = json!({"event": event, "value": value});
+    }
+    value
+}
+
+fn with_text(mut value: Value, text: &str) -> Value {
+    if let Value::Object(fields) = &mut value {
+        fields.insert(TEXT.to_owned(), text.into());
+    }
+    value
+}
+
+fn step_line(name: &str, time: Duration, detail: &str) -> String {
+    format!("  {name:<12} {:>10}  {detail}", human::duration(time))
+}
+
+fn seconds_of(said: &Value) -> Duration {
+    let seconds = said.get("seconds").and_then(Value::as_f64).unwrap_or_default();
+    Duration::try_from_secs_f64(seconds).unwrap_or_default()
+}
+
+/// The figures of a phase that runs elsewhere.
+fn progress_line(said: &Value) -> String {
+    let (bytes, total) = (number(said, "bytes"), number(said, "total_bytes"));
+    let of = if total > 0 { format!(" of {}", human::bytes(total)) } else { String::new() };
+    let rate = |name: &str| said.get(name).and_then(Value::as_f64).unwrap_or_default();
+    let left = said.get("eta_seconds").and_then(Value::as_f64).and_then(|left| Duration::try_from_secs_f64(left).ok());
+    let left = left.map(|left| format!(", {} left", human::duration(left))).unwrap_or_default();
+    let bottleneck = said.get("bottleneck").and_then(Value::as_str).map(|name| format!(", {name}")).unwrap_or_default();
+    format!(
+        "{}: {}{of}, {:.0} MB/s (average {:.0}){left}{bottleneck}",
+        said.get("phase").and_then(Value::as_str).unwrap_or_default(),
+        human::bytes(bytes),
+        rate("megabytes_per_second"),
+        rate("average_megabytes_per_second")
+    )
+}
+
+fn number(said: &Value, name: &str) -> u64 {
+    said.get(name).and_then(Value::as_u64).unwrap_or_default()
 }
 
 /// A closed pipe behind us is no reason to fail a restore.
@@ -199,17 +309,13 @@ impl Step<'_> {
     }
 
     fn tell(&self, state: &str, detail: &str, time: Duration) {
-        let line = format!("  {:<12} {:>10}  {detail}", self.name, human::duration(time));
+        let line = step_line(self.name, time, detail);
         match self.output.reader {
-            Reader::Program => self.output.object(
+            Reader::Program | Reader::Relay => self.output.object(
                 "step",
                 &json!({"step": self.name, "state": state, "seconds": time.as_secs_f64(), "detail": detail}),
             ),
-            Reader::Terminal => {
-                to_terminal("");
-                to_stderr(line.trim_end());
-            }
-            Reader::Log => to_stderr(line.trim_end()),
+            Reader::Terminal | Reader::Log => self.output.line(&line),
         }
     }
 }
@@ -322,7 +428,7 @@ impl Shared {
             Reader::Log => self.every(LOG_TICK, woken, |now| {
                 to_stderr(&format!("  {}: {}", self.name, self.line(now)));
             }),
-            Reader::Program => self.every(JSON_TICK, woken, |now| {
+            Reader::Program | Reader::Relay => self.every(JSON_TICK, woken, |now| {
                 self.output.object("progress", &self.figures(now));
             }),
         }

@@ -26,6 +26,8 @@ pub(crate) const KEYS: &[(&str, &str)] = &[
     ("pg_bin", "directory of the PostgreSQL server's programs"),
     ("memory", "memory for buffers and caches, such as 64MiB"),
     ("rate_limit", "the most that backups read from the data directory a second, such as 50M"),
+    ("server", "the mount server, https://HOST:PORT"),
+    ("token_file", "file that holds the token for it"),
     ("workers", "copy workers; as many as cores unless set"),
 ];
 

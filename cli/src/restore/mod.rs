@@ -63,7 +63,7 @@ pub(crate) use configure::has_kept_settings;
 use std::path::PathBuf;
 
 use engine::repository::{Backup, Cluster, Repository};
-use engine::units::BackupLabel;
+use engine::units::{BackupLabel, SessionId};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
@@ -151,7 +151,42 @@ pub(crate) struct Arguments {
     #[arg(long)]
     pub(crate) plan: bool,
     #[command(flatten)]
+    pub(crate) remote: Remote,
+    /// The session's id, where somebody else has given it one
+    #[arg(long, hide = true)]
+    pub(crate) session: Option<SessionId>,
+    #[command(flatten)]
     pub(crate) output: JsonOption,
+}
+
+/// The target, for a restore that a mount server carries out.
+#[derive(clap::Args, Debug)]
+#[command(next_help_heading = "Target over SSH, with --server")]
+pub(crate) struct Remote {
+    /// Where the mount server restores to: it logs in there with SSH, as its own user's configuration says
+    #[arg(long, value_name = "[USER@]HOST[:PORT]")]
+    pub(crate) target: Option<String>,
+    /// Key file on the mount server to log in with
+    #[arg(long, value_name = "FILE")]
+    pub(crate) identity: Option<PathBuf>,
+    /// Option of ssh_config(5), such as ProxyJump=gate
+    #[arg(long = "ssh-option", value_name = "K=V")]
+    pub(crate) ssh_options: Vec<String>,
+    /// Become root there with sudo: the instance's owner is another user than the one that logs in
+    #[arg(long)]
+    pub(crate) sudo: bool,
+}
+
+impl Remote {
+    /// Whether anything is said of a target.
+    pub(crate) fn is_given(&self) -> bool {
+        self.target.is_some() || self.identity.is_some() || !self.ssh_options.is_empty() || self.sudo
+    }
+}
+
+/// A time as the user typed it, as another machine understands it.
+pub(crate) fn goal_option(text: &str, now: Timestamp, local: &TimeZone) -> Result<String, String> {
+    moment::parse(text, now, local).map(moment::for_postgresql)
 }
 
 pub(crate) fn run(arguments: &Arguments, context: &Context) -> anyhow::Result<Exit> {
@@ -165,7 +200,7 @@ pub(crate) fn run(arguments: &Arguments, context: &Context) -> anyhow::Result<Ex
     }
     let state = context.state_directory()?;
     delta::refuse_state_within(&plan, &state)?;
-    let session = Store::of(&state).begin(plan)?;
+    let session = Store::of(&state).begin(plan, arguments.session.clone())?;
     drive(session, context)
 }
 

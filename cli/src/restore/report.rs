@@ -22,7 +22,8 @@ use crate::human;
 pub(super) fn problems(problems: &[Problem], context: &Context) -> Failure {
     match problems {
         [only] => {
-            context.output.event("problem", only);
+            // The error that follows says the same.
+            context.output.event("problem", &json!({"what": only.what, "hint": only.hint, "only": true}));
             Failure::new(Exit::Refused, only.what.clone()).hint(only.hint.clone())
         }
         all => {

@@ -201,12 +201,12 @@ impl Store {
     }
 
     /// Begins a session: the journal is on disk when this returns.
-    pub(crate) fn begin(&self, plan: Plan) -> anyhow::Result<Session> {
+    pub(crate) fn begin(&self, plan: Plan, id: Option<SessionId>) -> anyhow::Result<Session> {
         let mut builder = std::fs::DirBuilder::new();
         builder.recursive(true).mode(0o700);
         builder.create(&self.directory).map_err(|cause| engine::Error::io("create", &self.directory, cause))?;
         let now = Timestamp::now();
-        let id = self.free_id(now)?;
+        let id = id.map_or_else(|| self.free_id(now), Ok)?;
         let lock = self.lock(&id)?;
         let journal = Journal {
             id,

@@ -1,0 +1,164 @@
+//! The verb `serve`: the mount server's two services in one process.
+//!
+//! ```text
+//! control port   HTTPS with JSON: command lines, sessions, metrics, a page       control, https, commands, metrics, page
+//! recovery       restores on targets over SSH, each driven to its end             sessions, target, address
+//! mount          blocks of what a session may read, to its target                 plane
+//! ```
+//!
+//! Recovery asks the mount service two things ([`plane::Plane`]) and knows no block; the mount service knows no target.
+//! What a restore *is* neither of them knows: the target runs the same binary and the same steps as a restore without any
+//! service (`crate::restore`), through its agent (`crate::agent`).
+
+mod address;
+mod certificate;
+mod commands;
+pub(crate) mod control;
+mod https;
+mod metrics;
+mod page;
+mod plane;
+mod sessions;
+mod target;
+mod tokens;
+
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use serde_json::json;
+use tokio::net::TcpListener;
+
+use crate::context::Context;
+use crate::exit::{Exit, Failure};
+use crate::options::RepositoryOption;
+use certificate::Certificate;
+use control::Control;
+use sessions::{Policy, Sessions};
+use tokens::Tokens;
+
+/// Options of the verb.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) repository: RepositoryOption,
+    /// Where clients give their orders
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:7432")]
+    pub(crate) listen: SocketAddr,
+    /// Where targets fetch blocks
+    #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:7433")]
+    pub(crate) data_listen: SocketAddr,
+    /// How often a restore that fails is tried again by itself
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub(crate) retries: u32,
+    /// The time between, such as 30s or 5m
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration)]
+    pub(crate) retry_every: Duration,
+    /// Sessions that are worked on at once
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub(crate) max_sessions: u32,
+    /// Certificate to show, PEM, with what is above it [default: one that is made on the first start]
+    #[arg(long, value_name = "FILE", requires = "key")]
+    pub(crate) certificate: Option<PathBuf>,
+    /// The key to it, PEM
+    #[arg(long, value_name = "FILE", requires = "certificate")]
+    pub(crate) key: Option<PathBuf>,
+    /// Print a new token, once, and stop
+    #[arg(long, value_name = "NAME", conflicts_with = "revoke_token")]
+    pub(crate) issue_token: Option<String>,
+    /// Take a token away, and stop
+    #[arg(long, value_name = "NAME")]
+    pub(crate) revoke_token: Option<String>,
+}
+
+pub(crate) fn run(arguments: &Arguments, context: &Context) -> anyhow::Result<Exit> {
+    let state = context.state_directory()?;
+    let directory = state.join("service");
+    make(&directory)?;
+    let tokens = Tokens::of(&directory);
+    if let Some(name) = &arguments.issue_token {
+        let token = tokens.issue(name)?;
+        context.output.result(&token, &json!({"token": token, "name": name}));
+        return Ok(Exit::Done);
+    }
+    if let Some(name) = &arguments.revoke_token {
+        tokens.revoke(name)?;
+        context.output.result(&format!("token {name} opens nothing any more"), &json!({"revoked": name}));
+        return Ok(Exit::Done);
+    }
+    // Opened now, so that a service without a repository does not start.
+    let repository = context.repository(&arguments.repository)?.root().to_owned();
+    let certificate = match (&arguments.certificate, &arguments.key) {
+        (Some(chain), Some(key)) => Certificate::read(chain, key)?,
+        _ => Certificate::own(&directory)?,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
+    runtime.block_on(serve(arguments, context, repository, state, certificate, tokens))
+}
+
+async fn serve(
+    arguments: &Arguments,
+    context: &Context,
+    repository: PathBuf,
+    state: PathBuf,
+    certificate: Certificate,
+    tokens: Tokens,
+) -> anyhow::Result<Exit> {
+    let fingerprint = certificate.fingerprint();
+    let tls = certificate.server_config()?;
+    let listener = listen(arguments.listen).await?;
+    let policy = Policy {
+        retries: arguments.retries,
+        retry_every: arguments.retry_every,
+        sessions_max: arguments.max_sessions as usize,
+    };
+    let directory = state.join("service");
+    let plane = Arc::new(plane::None);
+    let sessions = Sessions::open(&directory, policy, plane)?;
+    let refused = Arc::default();
+    let issued = tokens.count()?;
+    let control = Control { repository, state, tokens, sessions, refused: Arc::clone(&refused) };
+    let address = listener.local_addr().context("cannot tell where it listens")?;
+    let text = format!("serving on https://{address}, certificate {fingerprint}");
+    context.output.result(&text, &json!({"listen": address.to_string(), "fingerprint": fingerprint.to_string()}));
+    if issued == 0 {
+        context.output.note("nobody has a token yet: `pghydrant serve --issue-token NAME` makes one");
+    }
+    let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::select! {
+        () = https::serve(listener, tls, control::router(control), refused) => {}
+        _ = tokio::signal::ctrl_c() => {}
+        _ = term.recv() => {}
+    }
+    // What runs on targets goes on there, and is followed again by the next service.
+    Ok(Exit::Done)
+}
+
+async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|cause| Failure::new(Exit::Failed, format!("cannot listen on {address}: {cause}")).into())
+}
+
+fn make(directory: &Path) -> anyhow::Result<()> {
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
+    made.map_err(|cause| engine::Error::io("create", directory, cause))?;
+    crate::trust::refuse_foreign_place(directory)
+}
+
+/// `30s`, `5m`, `1h`, or seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let seconds = match unit {
+        "" | "s" => 1,
+        "m" | "min" => 60,
+        "h" => 3600,
+        _ => return Err(format!("\"{text}\" is no time such as 30s or 5m")),
+    };
+    let number: u64 = number.parse().map_err(|_| format!("\"{text}\" is no time such as 30s or 5m"))?;
+    number.checked_mul(seconds).map(Duration::from_secs).ok_or_else(|| format!("\"{text}\" is too long"))
+}

@@ -1,0 +1,295 @@
+//! The target over SSH: our binary there, and the agent that it is.
+//!
+//! ```text
+//! look      one shell script: architecture, user, place of the cache, whether our binary is there already
+//! install   the binary of this very process, through the same channel, compared by its SHA-256 before it is run
+//! begin, follow, stop, end     the verbs of the agent
+//! ```
+//!
+//! Nothing is believed of the target but that it is the host whose key the SSH client knows.
+
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use anyhow::Context as _;
+use sha2::{Digest as _, Sha256};
+use tokio::io::AsyncWriteExt as _;
+use tokio::process::{Child, Command};
+
+use super::address::Target;
+use crate::agent::Request;
+use crate::exit::{Exit, Failure};
+
+/// What an answer of a script may come to.
+const ANSWER_BYTES_MAX: usize = 64 << 10;
+/// The exit status of the SSH client itself, where it could not connect, log in or stay connected.
+const SSH_FAILED: i32 = 255;
+
+/// Our own binary: what targets get.
+#[derive(Clone, Debug)]
+pub(super) struct Program {
+    path: PathBuf,
+    sha256: String,
+}
+
+impl Program {
+    /// The binary that this process runs.
+    pub(super) fn own() -> anyhow::Result<Self> {
+        // The file as it was started, also where it has been replaced since.
+        let path = PathBuf::from("/proc/self/exe");
+        let binary = std::fs::read(&path).context("cannot read our own binary")?;
+        let sha256 = Sha256::digest(&binary).iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(Self { path, sha256 })
+    }
+}
+
+/// Why something on the target did not happen.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    /// Nothing is known of the other side: it cannot be reached, or the connection broke.
+    Unreachable(String),
+    /// It was refused, or cannot work as it is: the next attempt would end the same way.
+    Refused(Failure),
+}
+
+/// What `look` found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Found {
+    /// Where our things go: binary and sessions.
+    cache: String,
+    /// How the target sees us: the address that its side of the connection came from.
+    pub(super) seen_as: Option<String>,
+    installed: bool,
+}
+
+/// A target whose binary is in place.
+#[derive(Clone, Debug)]
+pub(super) struct Agent {
+    target: Target,
+    program: String,
+    directory: String,
+    pub(super) seen_as: Option<String>,
+}
+
+impl Agent {
+    /// Connects, and puts the binary there where it is missing.
+    pub(super) async fn reach(target: &Target, program: &Program, session: &str) -> Result<Self, Trouble> {
+        let found = look(target, program).await?;
+        let directory = format!("{}/bin/{}", found.cache, &program.sha256);
+        let binary = format!("{directory}/pghydrant");
+        if !found.installed {
+            install(target, program, &directory).await?;
+        }
+        let runs = run(target, &format!("{} --version", quoted(&binary)), None).await?;
+        if !String::from_utf8_lossy(&runs).contains(env!("CARGO_PKG_VERSION")) {
+            let message = format!("{} cannot run our binary: {}", target.host, last_line(&runs));
+            return Err(Trouble::Refused(Failure::new(Exit::Failed, message)));
+        }
+        let directory = format!("{}/sessions/{session}", found.cache);
+        Ok(Self { target: target.clone(), program: binary, directory, seen_as: found.seen_as })
+    }
+
+    /// Starts a verb there; it goes on without us.
+    pub(super) async fn begin(&self, request: &Request) -> Result<(), Trouble> {
+        let mut line = serde_json::to_vec(request)
+            .map_err(|cause| Trouble::Refused(Failure::new(Exit::Failed, cause.to_string())))?;
+        line.push(b'\n');
+        run(&self.target, &self.command("begin"), Some(&line)).await.map(drop)
+    }
+
+    /// The process that tells what is said there, from byte `from` on.
+    pub(super) fn follow(&self, from: u64) -> anyhow::Result<Child> {
+        let mut command = ssh(&self.target, &format!("{} --from {from}", self.command("follow")));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().context("cannot start ssh")
+    }
+
+    /// Interrupts what runs there, and waits for its end.
+    pub(super) async fn stop(&self) -> Result<(), Trouble> {
+        run(&self.target, &self.command("stop"), None).await.map(drop)
+    }
+
+    /// Takes everything of ours away.
+    pub(super) async fn end(&self) -> Result<(), Trouble> {
+        run(&self.target, &self.command("end"), None).await.map(drop)
+    }
+
+    fn command(&self, verb: &str) -> String {
+        let sudo = if self.target.sudo { "sudo -n " } else { "" };
+        format!("{sudo}{} agent {verb} {}", quoted(&self.program), quoted(&self.directory))
+    }
+}
+
+/// The first thing that is run there.
+const LOOK: &str = r#"
+if [ "$(id -u)" = 0 ]; then cache=/var/cache/pghydrant; else cache="${XDG_CACHE_HOME:-$HOME/.cache}/pghydrant"; fi
+echo "system=$(uname -s) $(uname -m)"
+echo "cache=$cache"
+echo "seen=${SSH_CONNECTION%% *}"
+if [ -f "$cache/bin/$program/pghydrant" ]; then echo "sha256=$(sha256sum < "$cache/bin/$program/pghydrant")"; fi
+"#;
+
+async fn look(target: &Target, program: &Program) -> Result<Found, Trouble> {
+    // Through `env`, since sudo drops what it does not know.
+    let shell = match target.sudo {
+        true => "sudo -n env SSH_CONNECTION=\"$SSH_CONNECTION\" sh -s",
+        false => "sh -s",
+    };
+    let script = format!("program={}\n{LOOK}", program.sha256);
+    let answer = run(target, shell, Some(script.as_bytes())).await?;
+    let refuse = |message: String| Trouble::Refused(Failure::new(Exit::Failed, message));
+    let found = Found::parse(&String::from_utf8_lossy(&answer), &program.sha256);
+    let (system, found) = found.ok_or_else(|| {
+        refuse(format!("{} answers something else than a shell script of ours: {}", target.host, last_line(&answer)))
+    })?;
+    let own = format!("Linux {}", std::env::consts::ARCH);
+    if system != own {
+        return Err(refuse(format!("{} is {system}, and our binary is for {own}", target.host)));
+    }
+    Ok(found)
+}
+
+impl Found {
+    fn parse(answer: &str, sha256: &str) -> Option<(String, Self)> {
+        let value = |name: &str| answer.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        let cache = value("cache")?.to_owned();
+        let installed = value("sha256").is_some_and(|found| found.split(' ').next() == Some(sha256));
+        let seen_as = value("seen").filter(|address| address.parse::<std::net::IpAddr>().is_ok()).map(str::to_owned);
+        let whole = cache.starts_with('/') && !cache.contains(char::is_control);
+        whole.then(|| (value("system").unwrap_or_default().to_owned(), Self { cache, seen_as, installed }))
+    }
+}
+
+async fn install(target: &Target, program: &Program, directory: &str) -> Result<(), Trouble> {
+    let binary = tokio::fs::read(&program.path).await;
+    let binary = binary.map_err(|cause| Trouble::Unreachable(format!("cannot read our own binary: {cause}")))?;
+    // Everybody may run it: the instance's own user calls it as restore_command.
+    let script = format!(
+        "umask 022 && mkdir -p {directory} && cd {directory} && cat > pghydrant.$$ && \
+         [ \"$(sha256sum < pghydrant.$$ | cut -d' ' -f1)\" = {sha256} ] && chmod 755 pghydrant.$$ && \
+         mv -f pghydrant.$$ pghydrant && echo installed",
+        directory = quoted(directory),
+        sha256 = program.sha256,
+    );
+    let sudo = if target.sudo { "sudo -n " } else { "" };
+    let answer = run(target, &format!("{sudo}sh -c {}", quoted(&script)), Some(&binary)).await?;
+    match answer.ends_with(b"installed\n") {
+        true => Ok(()),
+        false => Err(Trouble::Refused(Failure::new(
+            Exit::Failed,
+            format!("cannot put our binary into {directory} on {}: {}", target.host, last_line(&answer)),
+        ))),
+    }
+}
+
+/// Runs a command there; its stdout if it ended well.
+async fn run(target: &Target, command: &str, input: Option<&[u8]>) -> Result<Vec<u8>, Trouble> {
+    let broken = |cause: std::io::Error| Trouble::Unreachable(format!("cannot run ssh: {cause}"));
+    let mut ssh = ssh(target, command);
+    ssh.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() });
+    let mut child = ssh.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(broken)?;
+    let stdin = child.stdin.take();
+    let feed = async {
+        if let (Some(mut stdin), Some(input)) = (stdin, input) {
+            // Who does not read it to its end says why on stderr.
+            let _ = stdin.write_all(input).await;
+        }
+    };
+    let ((), ended) = tokio::join!(feed, child.wait_with_output());
+    let ended = ended.map_err(broken)?;
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    let mut answer = ended.stdout;
+    answer.truncate(ANSWER_BYTES_MAX);
+    match ended.status.code() {
+        Some(0) => Ok(answer),
+        Some(SSH_FAILED) | None => Err(unreachable(target, &said)),
+        Some(_) => {
+            // Ours say it as an event, others on stderr.
+            let said = told(&answer).unwrap_or_else(|| last_line(said.as_bytes()));
+            Err(Trouble::Refused(Failure::new(Exit::Failed, format!("{}: {said}", target.host))))
+        }
+    }
+}
+
+/// What the SSH client could not do: some of it no attempt will change.
+fn unreachable(target: &Target, said: &str) -> Trouble {
+    let last = last_line(said.as_bytes());
+    let message = format!("cannot reach {}: {last}", target.host);
+    let hint = match () {
+        () if said.contains("Host key verification failed") || said.contains("IDENTIFICATION HAS CHANGED") => {
+            "compare the host's key, and put it into known_hosts of the mount server's user"
+        }
+        () if said.contains("Permission denied") => {
+            "give the mount server's user a key that the target accepts, or name one with --identity"
+        }
+        () if said.contains("Could not resolve hostname") || said.contains("Bad configuration option") => {
+            "give the target as the mount server knows it"
+        }
+        () => return Trouble::Unreachable(message),
+    };
+    Trouble::Refused(Failure::new(Exit::Failed, message).hint(hint))
+}
+
+fn told(answer: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(answer);
+    let event: serde_json::Value = serde_json::from_str(text.lines().last()?).ok()?;
+    Some(event.get("message")?.as_str()?.to_owned())
+}
+
+fn ssh(target: &Target, command: &str) -> Command {
+    let mut ssh = Command::new("ssh");
+    ssh.args(target.arguments(command)).kill_on_drop(true).env("LC_ALL", "C");
+    ssh
+}
+
+/// One word for a POSIX shell.
+fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+/// The last line that says something.
+fn last_line(said: &[u8]) -> String {
+    let text = String::from_utf8_lossy(said);
+    let line = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
+    line.trim().chars().take(500).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn what_a_target_answers_is_read_line_by_line() {
+        let answer = "Welcome!\nsystem=Linux x86_64\ncache=/home/a b/.cache/pghydrant\nseen=10.0.0.1\nsha256=abc  -\n";
+        let (system, found) = Found::parse(answer, "abc").unwrap();
+        assert_eq!(system, "Linux x86_64");
+        let expected =
+            Found { cache: "/home/a b/.cache/pghydrant".into(), seen_as: Some("10.0.0.1".into()), installed: true };
+        assert_eq!(found, expected);
+        assert!(!Found::parse(answer, "abd").unwrap().1.installed);
+        assert_eq!(Found::parse("cache=/c\nseen=nobody", "x").unwrap().1.seen_as, None);
+        assert!(
+            Found::parse("cache=relative", "x").is_none() && Found::parse("This account is closed.", "x").is_none()
+        );
+    }
+
+    #[test]
+    fn what_another_attempt_cannot_change_is_told_apart() {
+        let target = Target::parse("db2", None, &[], false).unwrap();
+        let is_final = |said: &str| matches!(unreachable(&target, said), Trouble::Refused(_));
+        assert!(is_final("@@@\nHost key verification failed.\r\n"));
+        assert!(is_final("pg@db2: Permission denied (publickey).\n"));
+        assert!(!is_final("ssh: connect to host db2 port 22: Connection refused\n"));
+        assert!(!is_final("Timeout, server db2 not responding.\n"));
+    }
+
+    #[test]
+    fn a_quoted_word_is_one_word() {
+        for word in ["plain", "with space", "it's", "$(id)", "a\"b\\c"] {
+            let printed =
+                std::process::Command::new("sh").arg("-c").arg(format!("printf %s {}", quoted(word))).output();
+            assert_eq!(String::from_utf8(printed.unwrap().stdout).unwrap(), word);
+        }
+    }
+}
