@@ -75,7 +75,8 @@ impl Repository {
         Self::with_store(root, Arc::new(LocalStore::new(root)))
     }
 
-    pub(crate) fn with_store(root: &Path, store: Arc<dyn Store>) -> Result<Self> {
+    /// Opens the repository in `store`, whatever kind of store that is; `root` is what people call it.
+    pub fn with_store(root: &Path, store: Arc<dyn Store>) -> Result<Self> {
         let Some(info) = get(&*store, keys::REPOSITORY, RepositoryInfo::from_json)? else {
             if !list_or_empty(&*store, keys::CLUSTERS)?.is_empty() {
                 let detail = "the description of the repository is missing, but its clusters are there";
