@@ -26,6 +26,7 @@ mod output;
 mod postgres;
 mod random;
 mod restore;
+mod service;
 mod sessions;
 mod settings;
 mod show;

@@ -15,6 +15,7 @@
 mod access;
 mod client;
 mod connection;
+mod coverage;
 pub mod frame;
 pub mod message;
 mod patience;
@@ -24,4 +25,5 @@ mod stream;
 
 pub use access::{Access, Fingerprint, LeaseId, Security, Token};
 pub use client::{Counters, RemoteStore};
+pub use coverage::{Coverage, Reach, Runs};
 pub use patience::{Forever, Patience, Until};
