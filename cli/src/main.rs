@@ -13,7 +13,6 @@ mod context;
 mod demo;
 mod doctor;
 mod exit;
-mod fingerprint;
 mod human;
 mod init;
 #[cfg(test)]

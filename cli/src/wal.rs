@@ -9,6 +9,7 @@
 use std::path::{Path, PathBuf};
 
 use engine::io::durable;
+use engine::repository::Repository;
 use engine::wal::{Fetched, Pushed, WalArchive};
 
 use crate::context::Context;
@@ -62,7 +63,10 @@ pub(crate) fn fetch(arguments: &FetchArguments, context: &Context) -> anyhow::Re
     if bring_staged(&arguments.name, &arguments.path)? {
         return Ok(Exit::Done);
     }
-    let archive = context.cluster(&arguments.repository, &arguments.cluster)?.wal();
+    let repository = context.repository_path(&arguments.repository)?;
+    // Without an answer PostgreSQL must wait: any would end its recovery.
+    let repository = Repository::open_patiently(&repository)?;
+    let archive = repository.cluster(&context.cluster_name(&arguments.cluster)?)?.wal();
     match archive.fetch(&arguments.name, &arguments.path) {
         Ok(Fetched::Delivered) => Ok(Exit::Done),
         Ok(Fetched::Absent) => {

@@ -34,6 +34,11 @@ use crate::{Error, Result};
 
 const _: () = assert!(BlockSize::MAX.bytes() as u64 <= WINDOW_BYTES_MAX);
 
+/// The longest stretch between the runs of a backup that is read together with them.
+pub(crate) const GAP_BYTES_MAX: u64 = window::WINDOW_GAP_BYTES_MAX;
+
+const _: () = assert!(GAP_BYTES_MAX >= DIRECT_BYTES as u64);
+
 /// A reader of blocks; cheap to clone, shared by threads.
 #[derive(Clone, Debug)]
 pub struct Blocks {

@@ -16,6 +16,7 @@ mod left_out;
 pub mod page;
 pub mod process;
 pub mod progress;
+pub mod remote;
 pub mod repository;
 pub mod store;
 pub mod throttle;

@@ -39,6 +39,12 @@ impl Throttle {
         }
     }
 
+    /// How long whoever has `bytes` to move has to wait, and surely does: for those who wait in their own way.
+    pub fn reserve(&self, bytes: u64) -> Duration {
+        let now = Instant::now();
+        self.due(bytes, now).saturating_duration_since(now)
+    }
+
     /// When these bytes may go; the next ones have to leave them their time.
     fn due(&self, bytes: u64, now: Instant) -> Instant {
         let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);

@@ -18,7 +18,7 @@ use tokio_rustls::TlsConnector;
 
 use super::known::Address;
 use crate::exit::{Exit, Failure};
-use crate::fingerprint::Fingerprint;
+use engine::remote::Fingerprint;
 
 const CONNECT_MAX: Duration = Duration::from_secs(15);
 /// Longer than any refusal of ours.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use engine::io::durable;
 
 use crate::exit::{Exit, Failure};
-use crate::fingerprint::Fingerprint;
+use engine::remote::Fingerprint;
 
 /// `https://HOST:PORT`.
 #[derive(Clone, Debug, PartialEq, Eq)]

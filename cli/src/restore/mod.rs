@@ -240,6 +240,7 @@ fn validate(request: &Request, cluster: &Cluster, context: &Context) -> anyhow::
 pub(crate) fn drive(mut session: Session, context: &Context) -> anyhow::Result<Exit> {
     session.journal.broken = None;
     session.save()?;
+    lend_access(&session.journal.plan)?;
     let id = session.journal.id.clone();
     context.output.event("session", &serde_json::json!({"session": id, "data": session.journal.plan.data()}));
     let driven = Restore::open(&mut session, context).and_then(|mut restore| restore.go_on());
@@ -251,6 +252,16 @@ pub(crate) fn drive(mut session: Session, context: &Context) -> anyhow::Result<E
         _ => unless_gone(error, &session.journal.plan),
     });
     driven.inspect_err(|error| session.note_failure(error)).map_err(|error| report::with_next_step(error, &session))
+}
+
+/// The way to a mount service is a secret: of the instance's own user, whose restore_command goes that way, and of nobody
+/// else's.
+fn lend_access(plan: &Plan) -> anyhow::Result<()> {
+    if plan.repository.is_file() && rustix::process::geteuid().is_root() {
+        let lent = std::os::unix::fs::chown(&plan.repository, Some(plan.owner.uid), Some(plan.owner.gid));
+        lent.map_err(|cause| engine::Error::io("give away", &plan.repository, cause))?;
+    }
+    Ok(())
 }
 
 /// A pack or a WAL segment that is missing is damage, unless the whole repository is: its disk went away, and comes

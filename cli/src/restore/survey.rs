@@ -463,6 +463,14 @@ fn owner_reads(owner: &Owner, request: &Request) -> Result<(), String> {
             request.program.display()
         ));
     }
+    // The way to a mount service is given to that user once the restore begins.
+    if request.repository.is_file() {
+        let directory = request.repository.parent().unwrap_or(Path::new("/"));
+        return match test("-x", directory) {
+            true => Ok(()),
+            false => Err(format!("{} cannot reach {}", owner.name, request.repository.display())),
+        };
+    }
     for (flag, path) in [
         ("-r", request.repository.join("pghydrant.json")),
         ("-r", cluster.join("cluster.json")),

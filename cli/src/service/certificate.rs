@@ -9,16 +9,17 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use engine::io::durable;
+use engine::remote::Fingerprint;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::exit::{Exit, Failure};
-use crate::fingerprint::Fingerprint;
 
 /// A certificate, the key to it, and whatever is above it.
 pub(super) struct Certificate {
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
+    paths: (PathBuf, PathBuf),
 }
 
 impl Certificate {
@@ -32,8 +33,8 @@ impl Certificate {
         if certificates.is_empty() {
             return Err(Failure::new(Exit::Usage, format!("{} holds no certificate", chain.display())).into());
         }
-        let key = PrivateKeyDer::from_pem_file(key).map_err(|cause| refuse(key, cause))?;
-        Ok(Self { chain: certificates, key })
+        let read = PrivateKeyDer::from_pem_file(key).map_err(|cause| refuse(key, cause))?;
+        Ok(Self { chain: certificates, key: read, paths: (chain.to_owned(), key.to_owned()) })
     }
 
     /// The one that was made on the first start in `directory`, or makes it.
@@ -64,6 +65,12 @@ impl Certificate {
     /// What clients know it by.
     pub(super) fn fingerprint(&self) -> Fingerprint {
         Fingerprint::of(&self.chain[0])
+    }
+
+    /// The same, for the data plane.
+    pub(super) fn for_data(&self) -> anyhow::Result<super::data::Certificate> {
+        let pem = [std::fs::read(&self.paths.0)?, std::fs::read(&self.paths.1)?].concat();
+        Ok(super::data::Certificate::from_pem(&pem)?)
     }
 
     /// TLS as the service speaks it: 1.3 alone.

@@ -3,7 +3,7 @@
 //! ```text
 //! control port   HTTPS with JSON: command lines, sessions, metrics, a page       control, https, commands, metrics, page
 //! recovery       restores on targets over SSH, each driven to its end             sessions, target, address
-//! mount          blocks of what a session may read, to its target                 plane
+//! mount          blocks of what a session may read, to its target                 plane, data
 //! ```
 //!
 //! Recovery asks the mount service two things ([`plane::Plane`]) and knows no block; the mount service knows no target.
@@ -14,6 +14,8 @@ mod address;
 mod certificate;
 mod commands;
 pub(crate) mod control;
+#[allow(dead_code)]
+mod data;
 mod https;
 mod metrics;
 mod page;
@@ -29,6 +31,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use engine::remote::Security;
+use engine::repository::Repository;
+use engine::store::LocalStore;
 use serde_json::json;
 use tokio::net::TcpListener;
 
@@ -37,6 +42,7 @@ use crate::exit::{Exit, Failure};
 use crate::options::RepositoryOption;
 use certificate::Certificate;
 use control::Control;
+use plane::MountService;
 use sessions::{Policy, Sessions};
 use tokens::Tokens;
 
@@ -51,6 +57,12 @@ pub(crate) struct Arguments {
     /// Where targets fetch blocks
     #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:7433")]
     pub(crate) data_listen: SocketAddr,
+    /// How blocks are protected on their way: plain is for networks that are private already
+    #[arg(long, value_enum, default_value_t, value_name = "HOW")]
+    pub(crate) data_plane: Protection,
+    /// The most that targets together read a second, such as 200M [default: no limit]
+    #[arg(long, value_name = "RATE")]
+    pub(crate) rate_limit: Option<String>,
     /// How often a restore that fails is tried again by itself
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub(crate) retries: u32,
@@ -73,6 +85,19 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "NAME")]
     pub(crate) revoke_token: Option<String>,
 }
+
+/// How blocks cross the network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Protection {
+    /// TLS 1.3
+    #[default]
+    Tls,
+    /// Nothing
+    Plain,
+}
+
+/// A target waits so long for the mount server at least.
+const PATIENCE_MIN: Duration = Duration::from_secs(10);
 
 pub(crate) fn run(arguments: &Arguments, context: &Context) -> anyhow::Result<Exit> {
     let state = context.state_directory()?;
@@ -108,6 +133,10 @@ async fn serve(
     tokens: Tokens,
 ) -> anyhow::Result<Exit> {
     let fingerprint = certificate.fingerprint();
+    let (security, data_certificate) = match arguments.data_plane {
+        Protection::Tls => (Security::Tls(fingerprint), Some(certificate.for_data()?)),
+        Protection::Plain => (Security::Plain, None),
+    };
     let tls = certificate.server_config()?;
     let listener = listen(arguments.listen).await?;
     let policy = Policy {
@@ -116,14 +145,29 @@ async fn serve(
         sessions_max: arguments.max_sessions as usize,
     };
     let directory = state.join("service");
-    let plane = Arc::new(plane::None);
+    let rate_limit = context.rate_limit(arguments.rate_limit.as_deref())?;
+    let settings = data::Settings {
+        listen: arguments.data_listen,
+        certificate: data_certificate,
+        store: LocalStore::new(&repository),
+        bytes_a_second_max: rate_limit,
+    };
+    let data = data::DataPlane::start(settings, Arc::default())
+        .map_err(|cause| Failure::new(Exit::Failed, format!("cannot listen on {}: {cause}", arguments.data_listen)))?;
+    let data_address = data.address();
+    let patience = arguments.retry_every.saturating_mul(arguments.retries).max(PATIENCE_MIN);
+    let plane = MountService::new(data, Repository::open(&repository)?, security, patience, None, &directory)?;
+    let plane = Arc::new(plane);
     let sessions = Sessions::open(&directory, policy, plane)?;
     let refused = Arc::default();
     let issued = tokens.count()?;
     let control = Control { repository, state, tokens, sessions, refused: Arc::clone(&refused) };
     let address = listener.local_addr().context("cannot tell where it listens")?;
-    let text = format!("serving on https://{address}, certificate {fingerprint}");
-    context.output.result(&text, &json!({"listen": address.to_string(), "fingerprint": fingerprint.to_string()}));
+    let text = format!("serving on https://{address}, blocks on {data_address}, certificate {fingerprint}");
+    let object = json!({
+        "listen": address.to_string(), "data_listen": data_address.to_string(), "fingerprint": fingerprint.to_string(),
+    });
+    context.output.result(&text, &object);
     if issued == 0 {
         context.output.note("nobody has a token yet: `pghydrant serve --issue-token NAME` makes one");
     }

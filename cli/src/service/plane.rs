@@ -1,8 +1,26 @@
-//! What the recovery service asks of the mount service, and nothing more: that a session may read one cluster's backups,
+//! What the recovery service asks of the mount service, and nothing more: that a session may read one backup of a cluster,
 //! and that it may no longer.
+//!
+//! A lease is on disk with the hash of its token, so a mount service that is started again knows its sessions, and their
+//! targets go on as if nothing had been.
 
-use engine::units::{ClusterName, SessionId};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use engine::Error;
+use engine::io::durable;
+use engine::remote::{Access, AccessFile, LeaseId, Security};
+use engine::repository::Repository;
+use engine::units::{BackupLabel, ClusterName, SessionId};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+use super::data::{DataPlane, Leases};
+use crate::exit::{Exit, Failure};
 
 /// The mount service, as the recovery service sees it.
 pub(super) trait Plane: Send + Sync {
@@ -14,13 +32,142 @@ pub(super) trait Plane: Send + Sync {
     fn end(&self, session: &SessionId);
 }
 
-/// Not there yet.
-pub(super) struct None;
+/// A lease, as it is kept.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Kept {
+    session: SessionId,
+    cluster: ClusterName,
+    lease: String,
+    /// BLAKE3 of the token, in hexadecimal digits.
+    token: String,
+    /// What the session has chosen.
+    backup: Option<BackupLabel>,
+}
 
-impl Plane for None {
-    fn lease(&self, _: &SessionId, _: &ClusterName, _: Option<&str>) -> anyhow::Result<Value> {
-        anyhow::bail!("no data plane")
+/// The mount service of this process.
+pub(super) struct MountService {
+    plane: DataPlane,
+    repository: Repository,
+    security: Security,
+    /// How long a target waits for this service.
+    patience: Duration,
+    rate_limit: Option<u64>,
+    directory: PathBuf,
+    kept: Arc<Mutex<BTreeMap<SessionId, Kept>>>,
+}
+
+impl MountService {
+    /// Serves leases through `plane`; those of an earlier run at once.
+    pub(super) fn new(
+        plane: DataPlane,
+        repository: Repository,
+        security: Security,
+        patience: Duration,
+        rate_limit: Option<u64>,
+        directory: &Path,
+    ) -> anyhow::Result<Self> {
+        let directory = directory.join("leases");
+        std::fs::create_dir_all(&directory).map_err(|cause| Error::io("create", &directory, cause))?;
+        let kept = Arc::new(Mutex::new(read(&directory)?));
+        let service = Self { plane, repository, security, patience, rate_limit, directory, kept };
+        let again: Vec<Kept> = service.locked().values().cloned().collect();
+        for kept in again {
+            if let Err(error) = service.offer(&kept) {
+                tracing::warn!("session {} can read nothing any more: {error:#}", kept.session);
+            }
+        }
+        Ok(service)
     }
 
-    fn end(&self, _: &SessionId) {}
+    fn offer(&self, kept: &Kept) -> anyhow::Result<()> {
+        let lease: LeaseId = kept.lease.parse().map_err(anyhow::Error::msg)?;
+        let token = blake3::Hash::from_hex(&kept.token).context("the hash of its token")?;
+        let cluster = self.repository.cluster(&kept.cluster)?;
+        let (session, all, directory) = (kept.session.clone(), Arc::clone(&self.kept), self.directory.clone());
+        let tell = move |label: &BackupLabel| {
+            let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(kept) = all.get_mut(&session) else { return };
+            kept.backup = Some(label.clone());
+            if let Err(error) = write(&directory, kept) {
+                tracing::warn!("session {session}: {error:#}");
+            }
+        };
+        let only = kept.backup.clone();
+        self.plane.leases().offer((lease, token), cluster, only, self.rate_limit, Box::new(tell));
+        Ok(())
+    }
+
+    fn locked(&self) -> std::sync::MutexGuard<'_, BTreeMap<SessionId, Kept>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where the target finds the data plane: where it is told to listen, or, if that is anywhere, where it sees us.
+    fn address(&self, seen_as: Option<&str>) -> anyhow::Result<SocketAddr> {
+        let address = self.plane.address();
+        if !address.ip().is_unspecified() {
+            return Ok(address);
+        }
+        let seen: Option<IpAddr> = seen_as.and_then(|seen| seen.parse().ok());
+        let seen = seen.ok_or_else(|| {
+            Failure::new(Exit::Failed, "the target does not tell under which address it sees this machine")
+                .hint("start the mount server with --data-listen on an address that targets reach")
+        })?;
+        Ok(SocketAddr::new(seen, address.port()))
+    }
+}
+
+impl Plane for MountService {
+    fn lease(&self, session: &SessionId, cluster: &ClusterName, seen_as: Option<&str>) -> anyhow::Result<Value> {
+        let address = self.address(seen_as)?;
+        let before = self.locked().get(session).cloned();
+        if let Some(before) = &before {
+            before.lease.parse().map(|lease| self.plane.leases().end(&lease)).map_err(anyhow::Error::msg)?;
+        }
+        let (lease, token) = Leases::number().context("cannot make a token")?;
+        let kept = Kept {
+            session: session.clone(),
+            cluster: cluster.clone(),
+            lease: lease.to_string(),
+            token: Leases::hash(&token).to_hex().to_string(),
+            backup: before.and_then(|before| before.backup),
+        };
+        write(&self.directory, &kept)?;
+        self.locked().insert(session.clone(), kept.clone());
+        self.offer(&kept)?;
+        let access = Access { address, security: self.security, lease, token };
+        Ok(AccessFile { access, patience: self.patience }.to_json())
+    }
+
+    fn end(&self, session: &SessionId) {
+        let Some(kept) = self.locked().remove(session) else { return };
+        if let Ok(lease) = kept.lease.parse() {
+            self.plane.leases().end(&lease);
+        }
+        if let Err(error) = durable::remove_durably(&path(&self.directory, session)) {
+            tracing::warn!("{error}");
+        }
+    }
+}
+
+fn path(directory: &Path, session: &SessionId) -> PathBuf {
+    directory.join(format!("{session}.json"))
+}
+
+fn write(directory: &Path, kept: &Kept) -> anyhow::Result<()> {
+    Ok(durable::write_atomically(&path(directory, &kept.session), &serde_json::to_vec(kept)?, 0o600)?)
+}
+
+fn read(directory: &Path) -> anyhow::Result<BTreeMap<SessionId, Kept>> {
+    let failed = |cause| Error::io("read", directory, cause);
+    let mut kept = BTreeMap::new();
+    for entry in std::fs::read_dir(directory).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        if path.extension() == Some("json".as_ref()) {
+            let text = std::fs::read(&path).map_err(|cause| Error::io("read", &path, cause))?;
+            let lease: Kept =
+                serde_json::from_slice(&text).with_context(|| format!("{} is no lease", path.display()))?;
+            kept.insert(lease.session.clone(), lease);
+        }
+    }
+    Ok(kept)
 }

@@ -13,7 +13,7 @@ use crate::units::{DIRECT_BYTES, PackId};
 /// One request to the store: long enough to hide its latency, short enough to stay in the cache of a core.
 pub(super) const WINDOW_BYTES_MAX: u64 = 1 << 20;
 /// Bytes between two runs that are read and thrown away rather than asked for around: a short seek costs as much.
-const WINDOW_GAP_BYTES_MAX: u64 = 64 << 10;
+pub(super) const WINDOW_GAP_BYTES_MAX: u64 = 64 << 10;
 
 // A read past the page cache begins and ends at whole units.
 const _: () = assert!(WINDOW_BYTES_MAX as usize + 2 * DIRECT_BYTES <= BUFFER_BYTES);

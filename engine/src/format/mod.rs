@@ -10,7 +10,7 @@ use crate::error::Error;
 pub mod backup;
 pub mod block;
 pub mod environment;
-mod fields;
+pub(crate) mod fields;
 pub mod file;
 pub mod header;
 mod json;

@@ -15,9 +15,11 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::codec::Compression;
 use crate::format::Malformed;
+use crate::remote::{AccessFile, RemoteStore, Until};
 use crate::store::{Entry, Existing, LocalStore, Store};
 use crate::units::{BlockSize, ClusterName, SystemIdentifier};
 use crate::{Error, Result};
@@ -70,12 +72,28 @@ impl Repository {
         Self::with_store(root, Arc::new(store))
     }
 
-    /// Opens the repository in `root`.
+    /// Opens the repository in `root`: a directory, or the file that says how a mount service is reached ([`AccessFile`]).
     pub fn open(root: &Path) -> Result<Self> {
-        Self::with_store(root, Arc::new(LocalStore::new(root)))
+        match AccessFile::read(root)? {
+            None => Self::with_store(root, Arc::new(LocalStore::new(root))),
+            Some(file) => Self::with_store(root, Arc::new(connect(&file)?)),
+        }
     }
 
-    pub(crate) fn with_store(root: &Path, store: Arc<dyn Store>) -> Result<Self> {
+    /// The same, by somebody who waits for a mount service that is gone: whoever waits for the answer takes none for one.
+    pub fn open_patiently(root: &Path) -> Result<Self> {
+        let Some(file) = AccessFile::read(root)? else { return Self::open(root) };
+        let since = Instant::now();
+        loop {
+            match connect(&file) {
+                Err(Error::Io { .. }) if since.elapsed() < file.patience => std::thread::sleep(CONNECT_PAUSE),
+                connected => return Self::with_store(root, Arc::new(connected?)),
+            }
+        }
+    }
+
+    /// Opens the repository in `store`, whatever kind of store that is; `root` is what people call it.
+    pub fn with_store(root: &Path, store: Arc<dyn Store>) -> Result<Self> {
         let Some(info) = get(&*store, keys::REPOSITORY, RepositoryInfo::from_json)? else {
             if !list_or_empty(&*store, keys::CLUSTERS)?.is_empty() {
                 let detail = "the description of the repository is missing, but its clusters are there";
@@ -185,6 +203,13 @@ impl Repository {
         Ok(cluster)
     }
 }
+
+fn connect(file: &AccessFile) -> Result<RemoteStore> {
+    RemoteStore::connect(file.access.clone(), Arc::new(Until(file.patience)))
+}
+
+/// Between two attempts to reach a mount service.
+const CONNECT_PAUSE: Duration = Duration::from_secs(1);
 
 /// UTC, RFC 3339, to the second.
 pub(crate) fn now() -> String {

@@ -64,6 +64,10 @@ impl Sessions {
                 Ended::Verb(_) | Ended::Refused(_) | Ended::Cancelled => return ended,
             };
             let is_lost = matches!(ended, Ended::Unreachable(_));
+            // Never there: who ordered it is told at once, as of any other mistake.
+            if let (true, true, Order::Restore) = (is_lost, live.is_untouched(), order) {
+                return Ended::Refused(Failure::new(Exit::Failed, again));
+            }
             let since = *lost_since.get_or_insert_with(Instant::now);
             if !is_lost {
                 lost_since = None;
@@ -231,7 +235,7 @@ fn judge(live: &Live, order: &Order, ended: Ended) -> (State, u8, Option<Failure
         Ended::Verb(code) => (State::Waiting, code, None),
         Ended::Gone => waits("the restore was ended on its target, each time that it was tried".to_owned()),
         Ended::Unreachable(why) => waits(why),
-        Ended::Refused(failure) if *order == Order::Restore && !live.record().begun && live.record().step.is_none() => {
+        Ended::Refused(failure) if *order == Order::Restore && live.is_untouched() => {
             (State::Failed, failure.exit as u8, Some(failure))
         }
         Ended::Refused(failure) => {

@@ -255,6 +255,12 @@ impl Live {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Nothing was begun on its target.
+    fn is_untouched(&self) -> bool {
+        let record = self.record();
+        !record.begun && record.step.is_none() && record.retries == 0
+    }
+
     /// Changes the record, and puts it on disk.
     fn change(&self, records: &Records, change: impl FnOnce(&mut Record)) -> anyhow::Result<()> {
         let mut record = self.record();

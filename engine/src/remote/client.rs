@@ -1,0 +1,306 @@
+//! The mount service as a store: the reading part of one.
+//!
+//! A few connections are shared by all threads; another is opened when all have something to do. A call that fails
+//! because its connection is lost is made again on another one, whatever it was: all that can be asked is a question.
+//!
+//! What is held in memory is what callers asked for, in their own buffers, and a little for each connection.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use super::connection::{Connection, Fault};
+use super::frame::{Failure, FailureCode, KEY_BYTES_MAX, RANGES_MAX, READ_BYTES_MAX};
+use super::message::{ByteRange, Request};
+use super::sink::Sink;
+use super::{Access, Patience};
+use crate::store::{Entry, Existing, Store, Upload};
+use crate::{Error, Result};
+
+/// Connections of one client. One alone carries no more than the kernel's receive window (6 MiB unless set otherwise) a
+/// round trip, and its encryption takes no more than one core a side: eight are enough for 1 GB/s at 20 ms.
+const CONNECTIONS_MAX: usize = 8;
+/// Pauses between two tries to connect grow from the first to the last.
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+/// How often whoever waits between two tries looks around.
+const TICK: Duration = Duration::from_millis(100);
+
+/// A repository that the mount service reads for us, as far as a lease goes.
+#[derive(Debug)]
+pub struct RemoteStore {
+    access: RwLock<Access>,
+    patience: Arc<dyn Patience>,
+    pool: Mutex<Pool>,
+    /// A connection was opened, or could not be.
+    opened: Condvar,
+    bytes: AtomicU64,
+    lost: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Pool {
+    open: Vec<Arc<Connection>>,
+    /// How many are being opened.
+    opening: usize,
+    /// Counts changes of the access: a connection of an older one is not kept.
+    generation: u64,
+}
+
+/// What a store has done so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Bytes of keys that came, those of reads alone.
+    pub bytes: u64,
+    /// Calls that had to be made again, because there was no connection or it was lost.
+    pub lost: u64,
+}
+
+impl RemoteStore {
+    /// Connects. Whatever keeps the first connection from being made is told at once: a wrong address, certificate or
+    /// token. From then on `patience` says how long a call waits for a service that is gone.
+    pub fn connect(access: Access, patience: Arc<dyn Patience>) -> Result<Self> {
+        let first = Connection::open(&access).map_err(|fault| Self::not_connected(&access, fault))?;
+        let pool = Pool { open: vec![Arc::new(first)], ..Pool::default() };
+        Ok(Self {
+            access: RwLock::new(access),
+            patience,
+            pool: Mutex::new(pool),
+            opened: Condvar::new(),
+            bytes: AtomicU64::new(0),
+            lost: AtomicU64::new(0),
+        })
+    }
+
+    /// Goes on with another access, on which every call from now on is made: the service came back with a new lease, or
+    /// at another place. Calls that wait are made on it too.
+    pub fn renew(&self, access: Access) {
+        *self.access.write().unwrap_or_else(PoisonError::into_inner) = access;
+        let old = {
+            let mut pool = self.pool();
+            pool.generation += 1;
+            std::mem::take(&mut pool.open)
+        };
+        for connection in old {
+            connection.lose(Fault::lost("the access was renewed"));
+        }
+    }
+
+    /// What it has done so far.
+    pub fn counters(&self) -> Counters {
+        Counters { bytes: self.bytes.load(Ordering::Relaxed), lost: self.lost.load(Ordering::Relaxed) }
+    }
+
+    /// Fills each buffer from its byte of `key`: as few requests as it takes, each of several ranges.
+    pub fn read_ranges(&self, key: &str, wanted: &mut [(u64, &mut [u8])]) -> Result<()> {
+        let (mut ranges, mut parts, mut bytes) = (Vec::new(), Vec::new(), 0);
+        for (offset, out) in wanted {
+            let mut at = *offset;
+            for part in out.chunks_mut(READ_BYTES_MAX as usize) {
+                let more = part.len() as u64;
+                if ranges.len() == RANGES_MAX || bytes + more > READ_BYTES_MAX {
+                    self.read(key, std::mem::take(&mut ranges), &mut std::mem::take(&mut parts))?;
+                    bytes = 0;
+                }
+                if at.checked_add(more).is_none() {
+                    return Err(Error::corrupt_at(self.describe(key), at, "no file is that long"));
+                }
+                ranges.push(ByteRange { offset: at, bytes: part.len() as u32 });
+                parts.push(part);
+                (at, bytes) = (at + more, bytes + more);
+            }
+        }
+        if ranges.is_empty() { Ok(()) } else { self.read(key, ranges, &mut parts) }
+    }
+
+    fn read(&self, key: &str, ranges: Vec<ByteRange>, parts: &mut [&mut [u8]]) -> Result<()> {
+        let bytes: u64 = ranges.iter().map(|range| u64::from(range.bytes)).sum();
+        self.call(&Request::Read { key: key.to_owned(), ranges }, &mut Sink::parts(parts))?;
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Asks until there is an answer, or the session gives up.
+    fn call(&self, request: &Request, sink: &mut Sink) -> Result<()> {
+        let key = request.key();
+        if key.is_empty() || key.len() > KEY_BYTES_MAX || key.contains('\0') {
+            return Err(Error::Refused(format!("\"{}\" is not a key of a store", key.escape_debug())));
+        }
+        let began = Instant::now();
+        let mut pause = PAUSE_MIN;
+        loop {
+            let called = self.connection().and_then(|connection| {
+                sink.begin_again();
+                connection.call(request, sink, &*self.patience)
+            });
+            let why = match called {
+                Ok(()) => return Ok(()),
+                Err(Fault::Lost(why)) => why.to_string(),
+                Err(Fault::Failed(Failure { code: FailureCode::Busy, detail, .. })) => detail,
+                Err(Fault::Failed(failure)) => return Err(self.error(key, failure)),
+                Err(Fault::NotLetIn(FailureCode::Ended, why)) => {
+                    return Err(self.error(key, Failure::new(FailureCode::Ended, why)));
+                }
+                // Of a service that was started again, and has not its leases again yet.
+                Err(Fault::NotLetIn(_, why)) => why,
+            };
+            self.lost.fetch_add(1, Ordering::Relaxed);
+            if !self.pause(pause, began) {
+                let waited = began.elapsed().as_secs();
+                let detail = format!("given up after {waited} s without the mount service: {why}");
+                return Err(Error::io("read", self.describe(key), std::io::Error::other(detail)));
+            }
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    /// Waits a moment; false once the session has given up.
+    fn pause(&self, pause: Duration, began: Instant) -> bool {
+        let end = Instant::now() + pause;
+        loop {
+            if !self.patience.goes_on(began.elapsed()) {
+                return false;
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return true;
+            }
+            std::thread::sleep(left.min(TICK));
+        }
+    }
+
+    /// The connection with the least to do, or a new one.
+    fn connection(&self) -> Result<Arc<Connection>, Fault> {
+        let mut pool = self.pool();
+        loop {
+            pool.open.retain(|connection| connection.in_flight().is_some());
+            let least = pool.open.iter().min_by_key(|connection| connection.in_flight()).map(Arc::clone);
+            let is_full = pool.open.len() + pool.opening >= CONNECTIONS_MAX;
+            match least {
+                Some(connection) if is_full || connection.in_flight() == Some(0) => return Ok(connection),
+                None if is_full => {
+                    let waited = self.opened.wait_timeout(pool, Duration::from_secs(1));
+                    pool = waited.unwrap_or_else(PoisonError::into_inner).0;
+                }
+                other => {
+                    pool.opening += 1;
+                    let generation = pool.generation;
+                    drop(pool);
+                    return self.open(generation, other);
+                }
+            }
+        }
+    }
+
+    /// Opens one more; `other` is what there is if that fails.
+    fn open(&self, generation: u64, other: Option<Arc<Connection>>) -> Result<Arc<Connection>, Fault> {
+        let access = self.access().clone();
+        let opened = Connection::open(&access).map(Arc::new);
+        let mut pool = self.pool();
+        pool.opening -= 1;
+        self.opened.notify_all();
+        match (opened, other) {
+            (Ok(connection), _) => {
+                if pool.generation == generation {
+                    pool.open.push(Arc::clone(&connection));
+                }
+                Ok(connection)
+            }
+            (Err(_), Some(other)) => Ok(other),
+            (Err(fault), None) => Err(fault),
+        }
+    }
+
+    fn pool(&self) -> MutexGuard<'_, Pool> {
+        // A panic elsewhere cannot leave it half changed.
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn access(&self) -> std::sync::RwLockReadGuard<'_, Access> {
+        self.access.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn not_connected(access: &Access, fault: Fault) -> Error {
+        let place = format!("the mount service at {}", access.address);
+        match fault {
+            Fault::NotLetIn(_, why) => Error::Refused(format!("{place} refuses: {why}")),
+            Fault::Lost(why) => Error::io("reach", place, std::io::Error::other(why.to_string())),
+            Fault::Failed(failure) => Error::Refused(failure.detail),
+        }
+    }
+
+    /// The error that the same thing would be where the repository is.
+    fn error(&self, key: &str, failure: Failure) -> Error {
+        let path = self.describe(key);
+        let source = match (failure.code, failure.errno) {
+            (FailureCode::Corrupt, _) => {
+                return Error::Corrupt { path, offset: failure.offset, detail: failure.detail };
+            }
+            (FailureCode::Refused, _) => {
+                return Error::Refused(format!("{}: {}", path.display(), failure.detail));
+            }
+            (FailureCode::Absent, _) => std::io::Error::from_raw_os_error(libc::ENOENT),
+            (FailureCode::Io, errno) if errno > 0 => std::io::Error::from_raw_os_error(errno.into()),
+            (FailureCode::Io | FailureCode::Ended | FailureCode::Busy, _) => std::io::Error::other(failure.detail),
+        };
+        Error::Io { operation: "read", path, offset: failure.offset, source }
+    }
+
+    fn read_only<T>(&self, what: &str) -> Result<T> {
+        Err(Error::Refused(format!("the mount service only reads: it will not {what}")))
+    }
+}
+
+impl Store for RemoteStore {
+    fn read_at(&self, key: &str, offset: u64, out: &mut [u8]) -> Result<()> {
+        self.read_ranges(key, &mut [(offset, out)])
+    }
+
+    fn size(&self, key: &str) -> Result<Option<u64>> {
+        let mut sink = Sink::Size(None);
+        self.call(&Request::Size { key: key.to_owned() }, &mut sink)?;
+        Ok(if let Sink::Size(size) = sink { size } else { None })
+    }
+
+    fn list(&self, directory: &str) -> Result<Vec<Entry>> {
+        let mut sink = Sink::Entries { directory, entries: Vec::new() };
+        self.call(&Request::List { directory: directory.to_owned() }, &mut sink)?;
+        Ok(if let Sink::Entries { entries, .. } = sink { entries } else { Vec::new() })
+    }
+
+    fn get(&self, key: &str, limit: u64) -> Result<Vec<u8>> {
+        let mut sink = Sink::All { bytes: Vec::new(), limit };
+        self.call(&Request::Get { key: key.to_owned(), limit }, &mut sink)?;
+        Ok(if let Sink::All { bytes, .. } = sink { bytes } else { Vec::new() })
+    }
+
+    fn create(&self, key: &str, _: Existing) -> Result<Box<dyn Upload + Send>> {
+        self.read_only(&format!("write {key}"))
+    }
+
+    fn settle(&self, key: &str) -> Result<()> {
+        self.read_only(&format!("sync {key}"))
+    }
+
+    fn remove(&self, key: &str) -> Result<()> {
+        self.read_only(&format!("remove {key}"))
+    }
+
+    fn sweep_uploads(&self, directory: &str) -> Result<u64> {
+        self.read_only(&format!("sweep {directory}"))
+    }
+
+    fn open_lock(&self, key: &str) -> Result<File> {
+        self.read_only(&format!("lock {key}"))
+    }
+
+    fn describe(&self, key: &str) -> PathBuf {
+        format!("{}/{key}", self.access().address).into()
+    }
+
+    fn local_path(&self, _: &str) -> Option<PathBuf> {
+        None
+    }
+}
