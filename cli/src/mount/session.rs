@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use engine::remote::AccessFile;
 use engine::units::{BackupLabel, ClusterName, SessionId};
 use fusefs::table;
 
@@ -40,6 +41,8 @@ pub(crate) struct SessionMount {
     token: String,
     server: Option<Server>,
     watch: Option<Watch>,
+    /// How long the mount may neither answer nor deliver.
+    patience: Duration,
 }
 
 impl SessionMount {
@@ -62,10 +65,14 @@ impl SessionMount {
             token: token.clone(),
             with_parent: true,
         };
-        let mut mount = Self { mountpoint, token, server: None, watch: None };
+        // A server that waits for a mount service ends that wait by itself.
+        let remote = AccessFile::read(&request.repository)?;
+        let patience = remote.map_or(PATIENCE, |file| file.patience + PATIENCE);
+        let mut mount = Self { mountpoint, token, server: None, watch: None, patience };
         // A failure drops `mount`, which takes away what there is.
         let server = mount.server.insert(Server::start(&asked, &request.log)?);
-        mount.watch = Some(Watch::begin(&mount.mountpoint, server.pid()).context("cannot watch the mount")?);
+        let watch = Watch::begin(&mount.mountpoint, server.pid(), patience).context("cannot watch the mount")?;
+        mount.watch = Some(watch);
         Ok(mount)
     }
 
@@ -99,7 +106,7 @@ impl SessionMount {
 
     /// How long the mount neither answered nor delivered, if it was given up for that: every read fails since.
     pub(crate) fn gave_up_after(&self) -> Option<Duration> {
-        self.watch.as_ref().is_some_and(Watch::gave_up).then_some(PATIENCE)
+        self.watch.as_ref().is_some_and(Watch::gave_up).then_some(self.patience)
     }
 
     /// Where the server logs: the place of the reason for an EIO.

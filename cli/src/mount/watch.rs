@@ -2,7 +2,7 @@
 //!
 //! A server that dies gives its readers an error. One that hangs gives them nothing, and a reader whose request it has
 //! taken cannot even be killed. So the mount is asked something harmless all the time; when it has not answered for
-//! [`PATIENCE`], and no data came out of it meanwhile either, its connection is aborted, which wakes every reader with
+//! its patience, and no data came out of it meanwhile either, its connection is aborted, which wakes every reader with
 //! an error, and the server is killed.
 //!
 //! The asking is done by a thread that may be stuck with its question; the watching by one that never touches the mount.
@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use fusefs::{mounting, table};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// How long a mount may neither answer nor deliver: longer than any disk that will still answer makes its readers wait.
+/// How long a mount may neither answer nor deliver where its repository is on this machine: longer than any disk that will still answer makes its readers wait.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 /// Between two questions.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -39,10 +39,11 @@ struct Shared {
 
 impl Watch {
     /// Watches over the mount at `mountpoint` that `server`, a child of this process, serves.
-    pub(super) fn begin(mountpoint: &Path, server: Option<Pid>) -> std::io::Result<Self> {
+    pub(super) fn begin(mountpoint: &Path, server: Option<Pid>, patience: Duration) -> std::io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let (stop, stopped) = channel();
-        let watcher = Watcher { mountpoint: mountpoint.to_owned(), server, shared: Arc::clone(&shared), stopped };
+        let mountpoint = mountpoint.to_owned();
+        let watcher = Watcher { mountpoint, server, patience, shared: Arc::clone(&shared), stopped };
         let thread = std::thread::Builder::new().name("watch-mount".to_owned()).spawn(move || watcher.run())?;
         Ok(Self { shared, stop: Some(stop), thread: Some(thread) })
     }
@@ -71,6 +72,7 @@ impl Drop for Watch {
 struct Watcher {
     mountpoint: PathBuf,
     server: Option<Pid>,
+    patience: Duration,
     shared: Arc<Shared>,
     stopped: Receiver<()>,
 }
@@ -85,7 +87,7 @@ impl Watcher {
                 if !self.pause() {
                     return;
                 }
-                if silence.lasts(self.shared.delivered.load(Ordering::Relaxed), Instant::now()) > PATIENCE {
+                if silence.lasts(self.shared.delivered.load(Ordering::Relaxed), Instant::now()) > self.patience {
                     return self.give_up();
                 }
             }

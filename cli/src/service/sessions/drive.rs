@@ -232,6 +232,10 @@ fn judge(live: &Live, order: &Order, ended: Ended) -> (State, u8, Option<Failure
             let had_begun = live.record().retries > 0;
             (if had_begun { State::Waiting } else { State::Failed }, code, None)
         }
+        // An order that was refused has changed nothing.
+        Ended::Verb(code) if is(code, Exit::Refused) || is(code, Exit::Usage) => {
+            (live.record().before.unwrap_or(State::Waiting), code, None)
+        }
         Ended::Verb(code) => (State::Waiting, code, None),
         Ended::Gone => waits("the restore was ended on its target, each time that it was tried".to_owned()),
         Ended::Unreachable(why) => waits(why),

@@ -117,6 +117,7 @@ impl Sessions {
             updated_at: now,
             state: State::Connecting,
             order: Some(Order::Restore),
+            before: None,
             begun: false,
             retries: 0,
             message: None,
@@ -175,7 +176,7 @@ impl Sessions {
             return refuse(format!("session {id} is being worked on"), "wait for it, or cancel it".into());
         }
         let ordered = live.change(&self.records, |record| {
-            record.order = Some(order.clone());
+            (record.order, record.before) = (Some(order.clone()), Some(state));
             (record.begun, record.retries, record.message) = (false, 0, None);
             record.state = State::Connecting;
         });

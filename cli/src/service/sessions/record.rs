@@ -100,6 +100,9 @@ pub(crate) struct Record {
     pub(crate) state: State,
     /// What is being done, until it has ended.
     pub(crate) order: Option<Order>,
+    /// Where the session stood when that was ordered.
+    #[serde(default)]
+    pub(crate) before: Option<State>,
     /// A verb was started on the target for it.
     pub(crate) begun: bool,
     /// Retries of this order so far.
