@@ -47,6 +47,7 @@ pub mod plan;
 mod remove;
 mod sharing;
 mod source;
+mod source_reads;
 mod target;
 #[cfg(test)]
 mod tests;
