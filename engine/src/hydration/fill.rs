@@ -9,7 +9,6 @@
 //! other (ext4 on a virtio disk). Linux before 5.8 does not tell by it of writes that were lost on their way from the page
 //! cache: there what went through the cache is synced by file as well, before its blocks are noted.
 
-use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -19,7 +18,7 @@ use crossbeam::channel::{RecvTimeoutError, bounded, unbounded};
 use super::first::FirstFailure;
 use super::layout::Roots;
 use super::plan::{JobLimits, Missing, Span, Units};
-use super::sharing;
+use super::sharing::{self, SharedBlocks};
 use super::source::{OpenSource, PACKS_OPEN, Source};
 use super::target::{FILES_OPEN, Writes};
 use super::worker::Worker;
@@ -97,11 +96,10 @@ impl Hydration {
             disk: &*self.disk,
             source,
             sharing: match fill.source {
-                Source::Reflink { trusted } => Some(trusted),
+                Source::Reflink { trusted } => Some(SharedBlocks::new(trusted, self.backup.manifest.block_limit())),
                 Source::Mount(_) | Source::Blocks => None,
             },
             unshared: OnceLock::new(),
-            copied: Mutex::default(),
             shape: Shape::new(fill.workers, fill.memory_bytes, self.backup.info.totals.bytes, open_files_max()),
             progress,
             units: Mutex::new(all_units(&self.backup)),
@@ -111,8 +109,8 @@ impl Hydration {
             io: OnceLock::new(),
             direct: OnceLock::new(),
         };
-        if shared.sharing == Some(false) {
-            sharing::share_all(&shared)?;
+        if let Some(blocks) = &shared.sharing {
+            sharing::share_all(blocks, &shared)?;
         }
         std::thread::scope(|scope| {
             // Each worker holds a sender and sends nothing: the channel closes when the last one ends.
@@ -216,11 +214,9 @@ pub(super) struct Shared<'a> {
     pub(super) map: &'a Map,
     pub(super) disk: &'a dyn Disk,
     pub(super) source: OpenSource,
-    /// Files share raw blocks with the packs; true without reading them.
-    pub(super) sharing: Option<bool>,
+    /// Files share raw blocks with the packs, these.
+    pub(super) sharing: Option<SharedBlocks>,
     unshared: OnceLock<&'static str>,
-    /// Files that share too little to be worth proving, by their first blocks: they are copied.
-    pub(super) copied: Mutex<BTreeSet<BlockNumber>>,
     pub(super) shape: Shape,
     progress: &'a dyn Progress,
     units: Mutex<AllUnits<'a>>,

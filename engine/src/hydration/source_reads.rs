@@ -23,7 +23,7 @@ pub(super) struct SourceReads<'a> {
     source: &'a OpenSource,
     backup: &'a Backup,
     disk: &'a dyn Disk,
-    pub(super) files: SourceFiles,
+    files: SourceFiles,
     /// Where jobs go to have the files of a mount opened, and where they come back.
     opener: Sender<Request>,
     opened: (Sender<Opened>, Receiver<Opened>),

@@ -18,7 +18,7 @@ use crossbeam::channel::Sender;
 use super::fill::Shared;
 use super::opener::Request;
 use super::plan::{self, Job, Missing, Piece, Span};
-use super::sharing;
+use super::sharing::SharedBlocks;
 use super::source;
 use super::source_reads::SourceReads;
 use super::target::{TargetFiles, TargetReads, Writes};
@@ -154,30 +154,25 @@ impl<'a, 'b> Worker<'a, 'b> {
                 self.shared.backup.manifest.blocks(first, span.count, &mut self.records)?;
                 self.find_missing(&span, &mut missing)?;
             }
-            if let Some(trusted) = self.shared.sharing {
-                missing = self.share(missing, trusted)?;
+            if let Some(blocks) = &self.shared.sharing {
+                missing = self.take_shared(missing, blocks)?;
             }
             self.jobs.extend(self.shared.source.jobs(missing, self.shared.backup, self.shared.shape.limits())?);
         }
         Ok(())
     }
 
-    /// Takes the blocks that their files share, as proven or to be proven; returns what has to be copied.
-    fn share(&mut self, missing: Vec<Missing>, trusted: bool) -> Result<Vec<Missing>> {
-        let (runs, others) = plan::shareable(missing);
-        if !trusted {
-            let (there, copied) = sharing::shared_before(runs, others, self.shared);
+    /// Notes the blocks that their files share, or has them proven first; returns what has to be copied.
+    fn take_shared(&mut self, missing: Vec<Missing>, blocks: &SharedBlocks) -> Result<Vec<Missing>> {
+        let (there, copied): (Vec<_>, Vec<_>) = missing.into_iter().partition(|block| blocks.contains(block.number()));
+        if blocks.trusted {
+            self.shared.count_shared(&there);
+            let blocks = there.iter().map(|block| (block.number(), block.bytes)).collect();
+            self.shared.written(&Writes { blocks, ..Writes::default() })?;
+        } else {
             let proofs = plan::from_mount(there, self.shared.backup.info.block_bytes, self.shared.shape.limits());
             self.jobs.extend(proofs.into_iter().map(|job| Job { is_shared: true, ..job }));
-            return Ok(copied);
         }
-        let started = Instant::now();
-        let (there, mut copied) = sharing::share(runs, &mut self.reads.files, self.shared)?;
-        self.shared.waited(Stage::Disk, started.elapsed());
-        let blocks = there.iter().map(|block| (block.number(), block.bytes)).collect();
-        self.shared.count_shared(&there);
-        self.shared.written(&Writes { blocks, ..Writes::default() })?;
-        copied.extend(others);
         Ok(copied)
     }
 
