@@ -13,8 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{RecvTimeoutError, bounded, unbounded};
-
+use super::crew::Crew;
 use super::first::FirstFailure;
 use super::layout::Roots;
 use super::plan::{JobLimits, Missing, Span, Units};
@@ -22,7 +21,7 @@ use super::sharing::{self, SharedBlocks};
 use super::source::{OpenSource, PACKS_OPEN, Source};
 use super::target::{FILES_OPEN, Writes};
 use super::worker::Worker;
-use super::{Hydration, Map, is_left_out, is_placed_last, opener};
+use super::{Hydration, Map, is_left_out, is_placed_last};
 use crate::format::file::FileRecord;
 use crate::io::{BUFFER_BYTES, Disk};
 use crate::progress::{Counting, Progress, Stage};
@@ -30,8 +29,6 @@ use crate::repository::Backup;
 use crate::units::BlockNumber;
 use crate::{Error, Result};
 
-/// How often the map is put on disk: what a crash may cost.
-pub(super) const CHECKPOINT: Duration = Duration::from_secs(10);
 /// Buffers of a worker: enough to keep a disk busy both ways, and no fewer than decoding needs.
 const BUFFERS_MAX: usize = 24;
 const BUFFERS_MIN: usize = 4;
@@ -112,30 +109,9 @@ impl Hydration {
         if let Some(blocks) = &shared.sharing {
             sharing::share_all(blocks, &shared)?;
         }
-        std::thread::scope(|scope| {
-            // Each worker holds a sender and sends nothing: the channel closes when the last one ends.
-            let (alive, all_ended) = bounded::<()>(0);
-            let (open, to_open) = unbounded();
-            for _ in 0..shared.shape.workers {
-                let (alive, open, shared) = (alive.clone(), open.clone(), &shared);
-                scope.spawn(move || {
-                    shared.failure.watch(|| Worker::new(shared, open)?.run());
-                    drop(alive);
-                });
-            }
-            drop((alive, open));
-            if shared.source.gives_files() {
-                for _ in 0..opener::THREADS {
-                    let (to_open, shared) = (to_open.clone(), &shared);
-                    scope.spawn(move || opener::serve(&to_open, &shared.source, shared.disk, || shared.go_on()));
-                }
-            }
-            while all_ended.recv_timeout(CHECKPOINT) == Err(RecvTimeoutError::Timeout) {
-                if !shared.failure.is_set() {
-                    shared.failure.watch(|| self.checkpoint(&shared));
-                }
-            }
-        });
+        let Shared { source, disk, failure, .. } = &shared;
+        let crew = Crew { workers: shared.shape.workers, source, disk: *disk, failure };
+        crew.run(|open| Worker::new(&shared, open)?.run(), || shared.go_on(), || self.checkpoint(&shared));
         if shared.failure.is_set() {
             if !shared.sync_failed() {
                 // Saves the next run some work; the failure that stopped this one is what counts.

@@ -35,6 +35,7 @@ use std::sync::{Arc, Mutex};
 mod claim;
 mod compare;
 mod comparer;
+mod crew;
 pub mod existing;
 mod fill;
 mod finish;

@@ -173,8 +173,7 @@ impl Disk for Simulated {
         // By handles of their own: those that are given may be for whole 4 KiB in aligned memory only.
         let copy = || -> io::Result<Sharing> {
             let last = to.path.as_os_str().as_encoded_bytes().last();
-            let refused =
-                self.shares_with_half && last.is_some_and(|last| matches!(last, b'0'..=b'9') && last % 2 == 1);
+            let refused = self.shares_with_half && last.is_some_and(|last| last.is_ascii_digit() && last % 2 == 1);
             let bytes = if refused { DIRECT_BYTES as u64 } else { bytes };
             let mut content = vec![0; usize::try_from(bytes).map_err(io::Error::other)?];
             File::open(&from.path)?.read_exact_at(&mut content, offset)?;
