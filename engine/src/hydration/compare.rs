@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use super::comparer::Comparer;
 use super::crew::Crew;
-use super::fill::{AllUnits, Fill, Shape, open_files_max};
+use super::fill::{AllUnits, Fill, Shape};
 use super::first::FirstFailure;
 use super::plan::{Missing, Units};
 use super::source::OpenSource;
@@ -79,7 +79,7 @@ impl Hydration {
         let shared = Shared {
             hydration: self,
             source: OpenSource::open(&fill.source, &self.backup, self.roots.layout(), &*self.disk)?,
-            shape: Shape::new(fill.workers, fill.memory_bytes, self.backup.info.totals.bytes, open_files_max()),
+            shape: self.shape(fill),
             progress,
             counts: Counts::default(),
             units: Mutex::new(Units::new(files, self.backup.info.block_bytes, left_out)),
