@@ -34,13 +34,99 @@ pub(crate) fn run(world: &World, report: &mut Report) -> anyhow::Result<()> {
     });
     report.add_size(format!("first backup, pghydrant {codec}"), ours.bytes()?);
     report.add_size(CLUSTER, cluster::bytes(world)?);
+    let repositories = Repositories { world, ours, pgbackrest };
     for (spread, what) in SPREADS {
-        second_backups(world, report, &ours, &pgbackrest, spread, what)?;
+        repositories.second_backups(report, spread, what)?;
     }
     for (spread, what) in SPREADS {
-        restores(world, report, &ours, &pgbackrest, spread, what)?;
+        repositories.restores(report, spread, what)?;
     }
     Ok(())
+}
+
+/// Whose backups are compared.
+struct Repositories<'w> {
+    world: &'w World,
+    ours: Repository<'w>,
+    /// Or why it has no part in it.
+    pgbackrest: Result<PgBackRest<'w>, String>,
+}
+
+impl Repositories<'_> {
+    /// What earlier sections and changes have left is in a backup of each before the first round.
+    fn bring_up_to_date(&self) -> anyhow::Result<()> {
+        with_server(self.world, || {
+            self.ours.backup()?;
+            self.pgbackrest.as_ref().map_or(Ok(()), |pgbackrest| pgbackrest.backup("incr"))
+        })
+    }
+
+    fn second_backups(&self, report: &mut Report, spread: Spread, what: &str) -> anyhow::Result<()> {
+        let Self { world, ours, pgbackrest } = self;
+        let world: &World = world;
+        self.bring_up_to_date()?;
+        let change = Change { world, spread, rounds: Cell::new(0), pages: Cell::new(0) };
+        let stop = move || cluster::stop(world, &cluster::data(world));
+        let sizes: RefCell<Vec<(String, u64)>> = RefCell::default();
+        let codec = world.options.codec();
+        let path = world.path(&format!("pgbackrest-{codec}"));
+        let mut contestants = Vec::new();
+        let name = format!("second backup, {what}: pghydrant {codec}");
+        contestants.push(second_backup(Kind::Ours, name, &change, &ours.path, &sizes, || ours.backup()).finish(stop));
+        let blocks = pgbackrest.as_ref().is_ok_and(PgBackRest::has_blocks);
+        let name = format!("second backup, {what}: pgBackRest {codec}{}", if blocks { ", blocks" } else { "" });
+        match pgbackrest {
+            Ok(pgbackrest) => {
+                let run = || pgbackrest.backup("incr");
+                contestants.push(second_backup(Kind::Peer, name, &change, &path, &sizes, run).finish(stop));
+            }
+            Err(why) => report.leave_out(Section::Delta, &name, Kind::Peer, why.clone()),
+        }
+        let work = Work::Bytes(report.size(CLUSTER).unwrap_or(report.cluster_bytes));
+        hold(world, report, Section::Delta, work, contestants)?;
+        report.add_size(changed(what), change.pages.get() * pghydrant_benches::pages::PAGE_BYTES as u64);
+        for (of, bytes) in sizes.into_inner() {
+            report.add_size(of, bytes);
+        }
+        Ok(())
+    }
+
+    /// One target for all, which is what the cluster is when they have restored it, and of which pages change in between.
+    fn restores(&self, report: &mut Report, spread: Spread, what: &str) -> anyhow::Result<()> {
+        let Self { world, ours, pgbackrest } = self;
+        let world: &World = world;
+        self.bring_up_to_date()?;
+        remove(&world.target())?;
+        let seed = Cell::new(1000);
+        let prepare = || {
+            lay_target(world)?;
+            seed.set(seed.get() + 1);
+            change_pages(world, &world.target(), spread, seed.get()).map(drop)
+        };
+        let same = move || compare::same_tables(&cluster::data(world), &world.target());
+        let codec = world.options.codec();
+        let mut contestants = Vec::new();
+        for source in ["mount", "blocks"] {
+            let run = move || {
+                // Their own cluster's directory again, so that nothing of its configuration changes.
+                let options = ["--delta", "--adopt", "--target-immediate", "--no-start"];
+                ours.restore_to(&world.target(), source, &options).map(|()| Outcome::default())
+            };
+            let name = format!("delta restore, {what}: pghydrant {source} {codec}");
+            contestants
+                .push(Contestant::with_outcome(Kind::Ours, name, run).prepare(prepare).check(same).keeping_target());
+        }
+        let name = format!("delta restore, {what}: pgBackRest {codec}");
+        match pgbackrest {
+            Ok(pgbackrest) => {
+                let run = || pgbackrest.restore(&["--delta", "--type=immediate"]);
+                contestants.push(Contestant::new(Kind::Peer, name, run).prepare(prepare).check(same).keeping_target());
+            }
+            Err(why) => report.leave_out(Section::Delta, &name, Kind::Peer, why.clone()),
+        }
+        let work = Work::Bytes(report.size(CLUSTER).unwrap_or(report.cluster_bytes));
+        hold(world, report, Section::Delta, work, contestants)
+    }
 }
 
 /// All contestants of a round back up the same change: it is made by the first of them.
@@ -60,45 +146,6 @@ impl Change<'_> {
         }
         cluster::start(self.world, &cluster::data(self.world))
     }
-}
-
-fn second_backups(
-    world: &World,
-    report: &mut Report,
-    ours: &Repository<'_>,
-    pgbackrest: &Result<PgBackRest<'_>, String>,
-    spread: Spread,
-    what: &str,
-) -> anyhow::Result<()> {
-    // What earlier sections and changes have left is in a backup of each before the first round.
-    with_server(world, || {
-        ours.backup()?;
-        pgbackrest.as_ref().map_or(Ok(()), |pgbackrest| pgbackrest.backup("incr"))
-    })?;
-    let change = Change { world, spread, rounds: Cell::new(0), pages: Cell::new(0) };
-    let stop = move || cluster::stop(world, &cluster::data(world));
-    let sizes: RefCell<Vec<(String, u64)>> = RefCell::default();
-    let codec = world.options.codec();
-    let path = world.path(&format!("pgbackrest-{codec}"));
-    let mut contestants = Vec::new();
-    let name = format!("second backup, {what}: pghydrant {codec}");
-    contestants.push(second_backup(Kind::Ours, name, &change, &ours.path, &sizes, || ours.backup()).finish(stop));
-    let blocks = pgbackrest.as_ref().is_ok_and(PgBackRest::has_blocks);
-    let name = format!("second backup, {what}: pgBackRest {codec}{}", if blocks { ", blocks" } else { "" });
-    match pgbackrest {
-        Ok(pgbackrest) => {
-            let run = || pgbackrest.backup("incr");
-            contestants.push(second_backup(Kind::Peer, name, &change, &path, &sizes, run).finish(stop));
-        }
-        Err(why) => report.leave_out(Section::Delta, &name, Kind::Peer, why.clone()),
-    }
-    let work = Work::Bytes(report.size(CLUSTER).unwrap_or(report.cluster_bytes));
-    hold(world, report, Section::Delta, work, contestants)?;
-    report.add_size(changed(what), change.pages.get() * pghydrant_benches::pages::PAGE_BYTES as u64);
-    for (of, bytes) in sizes.into_inner() {
-        report.add_size(of, bytes);
-    }
-    Ok(())
 }
 
 /// What the first round's backup adds to the repository is its size.
@@ -124,50 +171,6 @@ fn second_backup<'w>(
         Ok(())
     };
     Contestant::new(kind, name, run).prepare(prepare).check(check)
-}
-
-/// One target for all, which is what the cluster is when they have restored it, and of which pages change in between.
-fn restores(
-    world: &World,
-    report: &mut Report,
-    ours: &Repository<'_>,
-    pgbackrest: &Result<PgBackRest<'_>, String>,
-    spread: Spread,
-    what: &str,
-) -> anyhow::Result<()> {
-    with_server(world, || {
-        ours.backup()?;
-        pgbackrest.as_ref().map_or(Ok(()), |pgbackrest| pgbackrest.backup("incr"))
-    })?;
-    remove(&world.target())?;
-    let seed = Cell::new(1000);
-    let prepare = || {
-        lay_target(world)?;
-        seed.set(seed.get() + 1);
-        change_pages(world, &world.target(), spread, seed.get()).map(drop)
-    };
-    let same = move || compare::same_tables(&cluster::data(world), &world.target());
-    let codec = world.options.codec();
-    let mut contestants = Vec::new();
-    for source in ["mount", "blocks"] {
-        let run = move || {
-            // Their own cluster's directory again, so that nothing of its configuration changes.
-            let options = ["--delta", "--adopt", "--target-immediate", "--no-start"];
-            ours.restore_to(&world.target(), source, &options).map(|()| Outcome::default())
-        };
-        let name = format!("delta restore, {what}: pghydrant {source} {codec}");
-        contestants.push(Contestant::with_outcome(Kind::Ours, name, run).prepare(prepare).check(same).keeping_target());
-    }
-    let name = format!("delta restore, {what}: pgBackRest {codec}");
-    match pgbackrest {
-        Ok(pgbackrest) => {
-            let run = || pgbackrest.restore(&["--delta", "--type=immediate"]);
-            contestants.push(Contestant::new(Kind::Peer, name, run).prepare(prepare).check(same).keeping_target());
-        }
-        Err(why) => report.leave_out(Section::Delta, &name, Kind::Peer, why.clone()),
-    }
-    let work = Work::Bytes(report.size(CLUSTER).unwrap_or(report.cluster_bytes));
-    hold(world, report, Section::Delta, work, contestants)
 }
 
 /// The target as a stopped server of its own leaves it: the last contestant's tables, the cluster's control file and WAL.

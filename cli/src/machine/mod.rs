@@ -60,13 +60,20 @@ pub(crate) fn look(binaries: Option<&Binaries>, needs: &Needs) -> Facts {
         let is_missing = |name: &&String| !libraries::is_there(name, directory, &needs.library_path());
         needs.libraries().iter().filter(is_missing).cloned().collect()
     };
+    // Programs answer these; side by side they cost the time of the slowest.
+    let (libc_version, icu_version, build) = std::thread::scope(|scope| {
+        let libc = scope.spawn(libc_version);
+        let icu = scope.spawn(|| binaries.and_then(icu_of_programs));
+        let build = binaries.and_then(build);
+        (libc.join().ok().flatten(), icu.join().ok().flatten(), build)
+    });
     Facts {
         missing_libraries: library_directory.as_ref().map(missing).unwrap_or_default(),
         library_directory,
         missing_locales: locales::missing(needs.locales().into_iter()),
-        libc_version: libc_version(),
-        icu_version: binaries.and_then(icu_of_programs),
-        build: binaries.and_then(build),
+        libc_version,
+        icu_version,
+        build,
         memory: Memory::look(needs.huge_page_bytes()),
         has_apt: Path::new("/usr/bin/apt-get").exists(),
     }
@@ -102,14 +109,18 @@ fn icu_version(text: &str) -> Option<String> {
 
 /// Asked of the programs themselves, without a data directory: root may do that as well.
 fn build(binaries: &Binaries) -> Option<Build> {
-    let ask = |name: &str| {
+    let ask = |name: &str| -> Option<u32> {
         let mut command = Command::new(binaries.program("postgres"));
         output(command.args(["-C", name, "-c", "config_file=/dev/null", "-D", "/"]))?.trim().parse().ok()
     };
-    Some(Build {
-        page_bytes: ask("block_size")?,
-        relation_segment_pages: ask("segment_size")?,
-        wal_page_bytes: ask("wal_block_size")?,
+    std::thread::scope(|scope| {
+        let asked = ["block_size", "segment_size", "wal_block_size"].map(|name| scope.spawn(move || ask(name)));
+        let [page_bytes, relation_segment_pages, wal_page_bytes] = asked.map(|asked| asked.join().ok().flatten());
+        Some(Build {
+            page_bytes: page_bytes?,
+            relation_segment_pages: relation_segment_pages?,
+            wal_page_bytes: wal_page_bytes?,
+        })
     })
 }
 

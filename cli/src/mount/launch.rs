@@ -20,7 +20,7 @@ const LAST_WORDS_BYTES: u64 = 2048;
 const TOKEN_BYTES: usize = 16;
 /// How long a server that was killed may take to end.
 const KILLED_WAIT: Duration = Duration::from_secs(10);
-const POLL: Duration = Duration::from_millis(10);
+const POLL: Duration = Duration::from_millis(2);
 
 /// A server process, child of this one.
 #[derive(Debug)]

@@ -4,11 +4,13 @@
 //! asked in the order in which a user would expect to be obeyed: `--pg-bin`, `PATH`, the packages' directories,
 //! `pg_config`. A data directory names its major version in `PG_VERSION`, and only that version will do.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fmt;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -21,6 +23,27 @@ const PACKAGE_PLACES: [(&str, &str); 4] = [
     ("/usr/lib", "bin"),            // Alpine: /usr/lib/postgresql17/bin
     ("/opt", "bin"),
 ];
+
+/// What `postgres --version` said, by the very file that said it: every step of a restore wants to know.
+static ASKED: Mutex<BTreeMap<(PathBuf, Mark), Version>> = Mutex::new(BTreeMap::new());
+
+/// A program that was replaced, an upgrade in place say, has another.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Mark {
+    device: u64,
+    inode: u64,
+    bytes: u64,
+    /// Seconds and nanoseconds.
+    changed: (i64, i64),
+}
+
+impl Mark {
+    fn of(program: &Path) -> Option<Self> {
+        let metadata = program.metadata().ok()?;
+        let changed = (metadata.ctime(), metadata.ctime_nsec());
+        Some(Self { device: metadata.dev(), inode: metadata.ino(), bytes: metadata.len(), changed })
+    }
+}
 
 /// A PostgreSQL version as `server_version_num` has it: 150018 is 15.18.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,6 +91,13 @@ impl Binaries {
     /// The programs in `directory`, which must hold `postgres`.
     pub(crate) fn in_directory(directory: &Path) -> Result<Self> {
         let postgres = directory.join("postgres");
+        let mark = Mark::of(&postgres);
+        let known = || ASKED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(mark) = mark
+            && let Some(version) = known().get(&(postgres.clone(), mark))
+        {
+            return Ok(Self { directory: directory.to_owned(), version: *version });
+        }
         let output = asking(&postgres)?
             .arg("--version")
             .env("LC_ALL", "C")
@@ -77,6 +107,9 @@ impl Binaries {
         let version = Version::parse(&text).filter(|_| output.status.success()).with_context(|| {
             format!("{} --version gave no version: \"{}\"", postgres.display(), text.trim().escape_debug())
         })?;
+        if let Some(mark) = mark {
+            known().insert((postgres, mark), version);
+        }
         Ok(Self { directory: directory.to_owned(), version })
     }
 
@@ -92,12 +125,16 @@ impl Binaries {
             }
             return Ok(found);
         }
-        let mut all = Self::installed();
-        all.retain(|found| major.is_none_or(|major| found.version.major() == major));
-        if major.is_none() {
-            all.sort_by_key(|found| std::cmp::Reverse(found.version.major()));
-        }
-        match (all.into_iter().next(), major) {
+        let found = match major {
+            // The first that fits: the places behind it need not be asked.
+            Some(major) => installed().find(|found| found.version.major() == major),
+            None => {
+                let mut all = Self::installed();
+                all.sort_by_key(|found| std::cmp::Reverse(found.version.major()));
+                all.into_iter().next()
+            }
+        };
+        match (found, major) {
             (Some(found), _) => Ok(found),
             (None, Some(major)) => bail!(
                 "the server programs of PostgreSQL {major} are not installed here (looked in PATH and in {})",
@@ -109,19 +146,7 @@ impl Binaries {
 
     /// Everything that is installed, in the order in which it would be chosen.
     pub(crate) fn installed() -> Vec<Self> {
-        let mut found: Vec<Self> = Vec::new();
-        for directory in candidate_directories() {
-            // A link in PATH leads to the package's own directory, where the other programs are.
-            let Ok(postgres) = directory.join("postgres").canonicalize() else { continue };
-            let Some(directory) = postgres.parent() else { continue };
-            // A directory without a working `postgres` is simply none of ours.
-            if !found.iter().any(|known| known.directory == directory)
-                && let Ok(binaries) = Self::in_directory(directory)
-            {
-                found.push(binaries);
-            }
-        }
-        found
+        installed().collect()
     }
 
     /// The `bin` directory.
@@ -154,6 +179,24 @@ impl Binaries {
     }
 }
 
+/// Everything that is installed, looked for as far as somebody asks.
+fn installed() -> impl Iterator<Item = Binaries> {
+    let mut known: Vec<PathBuf> = Vec::new();
+    let places = candidate_directories().into_iter().chain(std::iter::once_with(told_by_pg_config).flatten());
+    places.filter_map(move |directory| {
+        // A link in PATH leads to the package's own directory, where the other programs are.
+        let postgres = directory.join("postgres").canonicalize().ok()?;
+        let directory = postgres.parent()?;
+        // A directory without a working `postgres` is simply none of ours.
+        if known.iter().any(|known| known == directory) {
+            return None;
+        }
+        let binaries = Binaries::in_directory(directory).ok()?;
+        known.push(directory.to_owned());
+        Some(binaries)
+    })
+}
+
 /// A command that only asks a program for something: as whoever could have put the program there, if that is not root.
 fn asking(program: &Path) -> Result<Command> {
     if rustix::process::geteuid().is_root() {
@@ -184,12 +227,13 @@ fn candidate_directories() -> Vec<PathBuf> {
         versions.sort();
         places.extend(versions.into_iter().rev());
     }
-    if let Ok(output) = Command::new("pg_config").arg("--bindir").output()
-        && output.status.success()
-    {
-        places.push(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim_end()));
-    }
     places
+}
+
+/// Debian's is a script, so it is asked last.
+fn told_by_pg_config() -> Option<PathBuf> {
+    let output = Command::new("pg_config").arg("--bindir").output().ok().filter(|output| output.status.success())?;
+    Some(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim_end()))
 }
 
 /// `pgsql-17`, `postgresql17`, `postgresql-17`: a version's own tree.

@@ -14,8 +14,8 @@ use super::owner::Owner;
 use super::postmaster::{self, PostmasterFile, Status};
 use super::{control, log};
 
-/// Between two looks at a server that starts or stops.
-const POLL: Duration = Duration::from_millis(10);
+/// Between two looks at a server that starts or stops: a look is a file and a signal, and the user waits.
+const POLL: Duration = Duration::from_millis(2);
 /// `pg_ctl start -W` returns before the postmaster has written its file; a server that is not there by then has ended.
 const APPEAR_TIMEOUT: Duration = Duration::from_secs(60);
 

@@ -4,6 +4,7 @@
 //! the instance is started as its owner, with the owner's supplementary groups too: Debian's servers read their TLS
 //! key through the group `ssl-cert`.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt as _;
@@ -11,6 +12,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -102,8 +104,23 @@ fn setpriv() -> Option<PathBuf> {
     ["/usr/bin/setpriv", "/bin/setpriv"].map(PathBuf::from).into_iter().find(|path| path.is_file())
 }
 
-/// Asks `getent`, which knows every source of users that the machine has; without it, `/etc/passwd`.
+/// Users that were found: who somebody is does not change while a verb runs. One that was not found is asked for again.
+static FOUND: Mutex<BTreeMap<String, Owner>> = Mutex::new(BTreeMap::new());
+
 fn look_up(key: &str) -> Result<Option<Owner>> {
+    let found = || FOUND.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(owner) = found().get(key) {
+        return Ok(Some(owner.clone()));
+    }
+    let owner = ask(key)?;
+    if let Some(owner) = &owner {
+        found().insert(key.to_owned(), owner.clone());
+    }
+    Ok(owner)
+}
+
+/// Asks `getent`, which knows every source of users that the machine has; without it, `/etc/passwd`.
+fn ask(key: &str) -> Result<Option<Owner>> {
     if key.is_empty() || key.starts_with('-') {
         return Ok(None);
     }

@@ -20,7 +20,7 @@ use crate::postgres::postmaster::Status;
 /// A shutdown writes a checkpoint: every page that the replay has changed and not yet written.
 const STOP_PATIENCE: Duration = Duration::from_secs(15 * 60);
 /// Between two looks at the server that starts.
-const POLL: Duration = Duration::from_millis(50);
+const POLL: Duration = Duration::from_millis(2);
 
 impl Restore<'_> {
     /// The configuration goes back, then the server is started once more: neither its socket nor its `pg_hba.conf`

@@ -35,8 +35,11 @@ use crate::postgres::instance::{Condition, Instance, StopMode};
 use crate::postgres::log;
 use crate::postgres::postmaster::Status;
 
-/// Between two looks: what the user waits for at the end of a recovery.
-const POLL: Duration = Duration::from_millis(20);
+/// Between two looks: what the user waits for at the end of a recovery. A look asks the server by SQL and reads its log, so
+/// of a recovery that takes long it is a longer pause, a share of what it took so far.
+const POLL_MIN: Duration = Duration::from_millis(2);
+const POLL_MAX: Duration = Duration::from_millis(20);
+const POLL_SHARE: u32 = 50;
 /// Between two attempts to log in while the server is not ready for it.
 const LOGIN_PAUSE: Duration = Duration::from_millis(500);
 /// Between two objects for a program, and two lines in a log.
@@ -118,7 +121,7 @@ impl Watch<'_> {
         let mut login = Login { candidates: self.logins.clone(), client: None, next: Instant::now() };
         let mut position = Position::default();
         let mut told = Instant::now();
-        let paused_since = Instant::now();
+        let began = Instant::now();
         let data = self.instance.data_directory();
         let mut vigil = self.waits_at_the_end.map(|action| Vigil::new(action, data, self.segment_bytes));
         loop {
@@ -143,7 +146,7 @@ impl Watch<'_> {
                 position.lsn = words.facts.lsn;
             }
             let outcome = verdict(&seen);
-            if outcome == Some(Outcome::Paused) && self.promoting && paused_since.elapsed() < PROMOTE_PATIENCE {
+            if outcome == Some(Outcome::Paused) && self.promoting && began.elapsed() < PROMOTE_PATIENCE {
                 // It was asked to go on, and has not yet.
             } else if let Some(outcome) = outcome {
                 let Facts { stopped_at, new_timeline, .. } = words.facts;
@@ -153,7 +156,7 @@ impl Watch<'_> {
                 told = Instant::now();
                 self.tell(&position, &words.facts);
             }
-            std::thread::sleep(POLL);
+            std::thread::sleep((began.elapsed() / POLL_SHARE).clamp(POLL_MIN, POLL_MAX));
         }
     }
 

@@ -14,15 +14,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{RecvTimeoutError, bounded, unbounded};
-
 use super::comparer::Comparer;
-use super::fill::{AllUnits, CHECKPOINT, Fill, Shape, open_files_max};
+use super::crew::Crew;
+use super::fill::{AllUnits, Fill, Shape};
 use super::first::FirstFailure;
 use super::plan::{Missing, Units};
 use super::source::OpenSource;
 use super::target::Writes;
-use super::{Hydration, is_left_out, is_placed_last, opener};
+use super::{Hydration, is_left_out, is_placed_last};
 use crate::format::block::BlockRecord;
 use crate::format::file::FileRecord;
 use crate::progress::{Progress, Stage};
@@ -80,37 +79,15 @@ impl Hydration {
         let shared = Shared {
             hydration: self,
             source: OpenSource::open(&fill.source, &self.backup, self.roots.layout(), &*self.disk)?,
-            shape: Shape::new(fill.workers, fill.memory_bytes, self.backup.info.totals.bytes, open_files_max()),
+            shape: self.shape(fill),
             progress,
             counts: Counts::default(),
             units: Mutex::new(Units::new(files, self.backup.info.block_bytes, left_out)),
             failure: FirstFailure::new(),
         };
-        std::thread::scope(|scope| {
-            // Each worker holds a sender and sends nothing: the channel closes when the last one ends.
-            let (alive, all_ended) = bounded::<()>(0);
-            let (open, to_open) = unbounded();
-            for _ in 0..shared.shape.workers {
-                let (alive, open, shared) = (alive.clone(), open.clone(), &shared);
-                scope.spawn(move || {
-                    shared.failure.watch(|| Comparer::new(shared, open)?.run());
-                    drop(alive);
-                });
-            }
-            drop((alive, open));
-            if shared.source.gives_files() {
-                for _ in 0..opener::THREADS {
-                    let (to_open, shared) = (to_open.clone(), &shared);
-                    let disk = &*self.disk;
-                    scope.spawn(move || opener::serve(&to_open, &shared.source, disk, || shared.go_on()));
-                }
-            }
-            while all_ended.recv_timeout(CHECKPOINT) == Err(RecvTimeoutError::Timeout) {
-                if !shared.failure.is_set() {
-                    shared.failure.watch(|| shared.checkpoint());
-                }
-            }
-        });
+        let Shared { source, failure, .. } = &shared;
+        let crew = Crew { workers: shared.shape.workers, source, disk: &*self.disk, failure };
+        crew.run(|open| Comparer::new(&shared, open)?.run(), || shared.go_on(), || shared.checkpoint());
         if shared.failure.is_set() {
             shared.failure.take()?;
             return Err(Error::Cancelled);

@@ -13,13 +13,14 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use crossbeam::channel::{Receiver, Sender, unbounded};
+use crossbeam::channel::Sender;
 
 use super::Hydration;
 use super::compare::Shared;
-use super::opener::{Opened, Request};
+use super::opener::Request;
 use super::plan::{self, Job, Missing, Piece};
-use super::source::{self, SourceFiles};
+use super::source;
+use super::source_reads::SourceReads;
 use super::target::{TargetFiles, TargetReads, Writes};
 use crate::blocks::Scratch;
 use crate::checksum::Hash;
@@ -44,14 +45,10 @@ pub(super) struct Comparer<'a, 'b> {
     jobs: VecDeque<Job>,
     /// Buffers with blocks that differ, by their index, until all of those are fetched.
     held: Vec<Option<Held>>,
-    /// Where jobs go to have the files of a mount opened, and where they come back.
-    opener: Sender<Request>,
-    opened: (Sender<Opened>, Receiver<Opened>),
-    opening: usize,
-    /// What is to be fetched, its files open.
-    ready: VecDeque<(Job, Vec<Part>)>,
+    /// What is to be fetched, and what of it is ready for that.
+    fetches: VecDeque<Job>,
+    reads: SourceReads<'a>,
     found: TargetReads,
-    sources: SourceFiles,
     targets: TargetFiles,
     scratch: Scratch,
     /// The backup's block, decoded.
@@ -77,7 +74,9 @@ struct Held {
 impl<'a, 'b> Comparer<'a, 'b> {
     pub(super) fn new(shared: &'a Shared<'b>, opener: Sender<Request>) -> Result<Self> {
         let (mut free, _) = crate::io::buffers(shared.shape.buffers)?;
-        let queue = shared.hydration.disk.queue(&mut free)?;
+        let Hydration { backup, disk, .. } = shared.hydration;
+        let queue = disk.queue(&mut free)?;
+        let reads = SourceReads::new(&shared.source, backup, &**disk, opener, free.len());
         Ok(Self {
             shared,
             queue,
@@ -87,12 +86,9 @@ impl<'a, 'b> Comparer<'a, 'b> {
             looking: 0,
             fetching: 0,
             jobs: VecDeque::new(),
-            opener,
-            opened: unbounded(),
-            opening: 0,
-            ready: VecDeque::new(),
+            fetches: VecDeque::new(),
+            reads,
             found: TargetReads::default(),
-            sources: SourceFiles::new(),
             targets: TargetFiles::new(),
             scratch: Scratch::default(),
             wanted: Vec::new(),
@@ -103,14 +99,12 @@ impl<'a, 'b> Comparer<'a, 'b> {
     pub(super) fn run(mut self) -> Result<()> {
         loop {
             self.shared.go_on()?;
-            while let Ok(opened) = self.opened.1.try_recv() {
-                self.take_opened(opened)?;
-            }
+            self.make_ready()?;
             self.start_fetches();
             self.start_reads()?;
             if self.looking + self.fetching > 0 {
                 self.wait()?;
-            } else if self.opening > 0 {
+            } else if self.reads.are_opening() {
                 self.wait_for_opened()?;
             } else {
                 return Ok(());
@@ -118,10 +112,20 @@ impl<'a, 'b> Comparer<'a, 'b> {
         }
     }
 
+    /// Has the files of what is to be fetched opened, of as much as there is room for.
+    fn make_ready(&mut self) -> Result<()> {
+        self.reads.take_opened()?;
+        while self.reads.has_room() {
+            let Some(job) = self.fetches.pop_front() else { return Ok(()) };
+            self.reads.open(job)?;
+        }
+        Ok(())
+    }
+
     fn start_fetches(&mut self) {
-        while !self.ready.is_empty() {
+        while self.reads.first().is_some() {
             let Some(buffer) = self.free.pop() else { return };
-            let Some((job, parts)) = self.ready.pop_front() else { return };
+            let Some((job, parts)) = self.reads.pop() else { return };
             self.fetching += 1;
             self.submit(Flight::Fetching(job), Way::Read, buffer, parts);
         }
@@ -162,22 +166,8 @@ impl<'a, 'b> Comparer<'a, 'b> {
     /// Sleeps until a job's files are open, when there is nothing else to wait for.
     fn wait_for_opened(&mut self) -> Result<()> {
         let started = Instant::now();
-        let opened = self.opened.1.recv().map_err(|_| Error::Cancelled)?;
+        self.reads.wait()?;
         self.shared.waited(Stage::Repository, started.elapsed());
-        self.take_opened(opened)
-    }
-
-    fn take_opened(&mut self, Opened { job, parts }: Opened) -> Result<()> {
-        self.opening -= 1;
-        if let Ok(parts) = &parts {
-            self.sources.remember(&job.reads, parts);
-        }
-        self.keep_ready(job, parts)
-    }
-
-    fn keep_ready(&mut self, job: Job, parts: Result<Vec<Part>>) -> Result<()> {
-        let parts = parts.map_err(|failure| source::explain(failure, &job, &self.shared.hydration.backup))?;
-        self.ready.push_back((job, parts));
         Ok(())
     }
 
@@ -227,26 +217,8 @@ impl<'a, 'b> Comparer<'a, 'b> {
         let token = usize::from(buffer.index());
         let jobs = self.shared.source.jobs(differing, &self.shared.hydration.backup, self.shared.shape.limits())?;
         self.held[token] = Some(Held { job, buffer, fetches: jobs.len(), writes: Writes::default() });
-        for job in jobs {
-            self.fetch(job)?;
-        }
+        self.fetches.extend(jobs);
         Ok(())
-    }
-
-    /// Has a job of the source read as soon as its files are open.
-    fn fetch(&mut self, job: Job) -> Result<()> {
-        if let Some(parts) = self.sources.parts_if_open(&job.reads) {
-            self.ready.push_back((job, parts));
-            return Ok(());
-        }
-        if self.shared.source.gives_files() {
-            let request = Request { job, reply: self.opened.0.clone() };
-            self.opener.send(request).map_err(|_| Error::Cancelled)?;
-            self.opening += 1;
-            return Ok(());
-        }
-        let parts = self.sources.parts(&self.shared.source, &job.reads, &*self.shared.hydration.disk);
-        self.keep_ready(job, parts)
     }
 
     /// Compares one block with what was found in its place: nothing, if that could not be read. False if its pages are

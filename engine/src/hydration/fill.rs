@@ -9,21 +9,19 @@
 //! other (ext4 on a virtio disk). Linux before 5.8 does not tell by it of writes that were lost on their way from the page
 //! cache: there what went through the cache is synced by file as well, before its blocks are noted.
 
-use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{RecvTimeoutError, bounded, unbounded};
-
+use super::crew::Crew;
 use super::first::FirstFailure;
 use super::layout::Roots;
 use super::plan::{JobLimits, Missing, Span, Units};
-use super::sharing;
+use super::sharing::{self, SharedBlocks};
 use super::source::{OpenSource, PACKS_OPEN, Source};
 use super::target::{FILES_OPEN, Writes};
 use super::worker::Worker;
-use super::{Hydration, Map, is_left_out, is_placed_last, opener};
+use super::{Hydration, Map, is_left_out, is_placed_last};
 use crate::format::file::FileRecord;
 use crate::io::{BUFFER_BYTES, Disk};
 use crate::progress::{Counting, Progress, Stage};
@@ -31,11 +29,14 @@ use crate::repository::Backup;
 use crate::units::BlockNumber;
 use crate::{Error, Result};
 
-/// How often the map is put on disk: what a crash may cost.
-pub(super) const CHECKPOINT: Duration = Duration::from_secs(10);
 /// Buffers of a worker: enough to keep a disk busy both ways, and no fewer than decoding needs.
 const BUFFERS_MAX: usize = 24;
 const BUFFERS_MIN: usize = 4;
+/// Buffers of a delta's worker, which writes little: what more there are costs the time to touch their memory first,
+/// 0.1 to 0.2 s for 96 MiB on a virtual machine, and reads no faster. A mount's answers take longer: it has all.
+const DELTA_BUFFERS_MAX: u16 = 8;
+
+const _: () = assert!(DELTA_BUFFERS_MAX as usize >= BUFFERS_MIN && DELTA_BUFFERS_MAX as usize <= BUFFERS_MAX);
 /// Files that a job may touch: with more, small files would only queue behind each other.
 const JOB_FILES_MAX: usize = 64;
 /// Open files that are left for everything but workers, the files that the store keeps open among it; half of what there
@@ -97,12 +98,11 @@ impl Hydration {
             disk: &*self.disk,
             source,
             sharing: match fill.source {
-                Source::Reflink { trusted } => Some(trusted),
+                Source::Reflink { trusted } => Some(SharedBlocks::new(trusted, self.backup.manifest.block_limit())),
                 Source::Mount(_) | Source::Blocks => None,
             },
             unshared: OnceLock::new(),
-            copied: Mutex::default(),
-            shape: Shape::new(fill.workers, fill.memory_bytes, self.backup.info.totals.bytes, open_files_max()),
+            shape: self.shape(fill),
             progress,
             units: Mutex::new(all_units(&self.backup)),
             failure: FirstFailure::new(),
@@ -111,33 +111,12 @@ impl Hydration {
             io: OnceLock::new(),
             direct: OnceLock::new(),
         };
-        if shared.sharing == Some(false) {
-            sharing::share_all(&shared)?;
+        if let Some(blocks) = &shared.sharing {
+            sharing::share_all(blocks, &shared)?;
         }
-        std::thread::scope(|scope| {
-            // Each worker holds a sender and sends nothing: the channel closes when the last one ends.
-            let (alive, all_ended) = bounded::<()>(0);
-            let (open, to_open) = unbounded();
-            for _ in 0..shared.shape.workers {
-                let (alive, open, shared) = (alive.clone(), open.clone(), &shared);
-                scope.spawn(move || {
-                    shared.failure.watch(|| Worker::new(shared, open)?.run());
-                    drop(alive);
-                });
-            }
-            drop((alive, open));
-            if shared.source.gives_files() {
-                for _ in 0..opener::THREADS {
-                    let (to_open, shared) = (to_open.clone(), &shared);
-                    scope.spawn(move || opener::serve(&to_open, &shared.source, shared.disk, || shared.go_on()));
-                }
-            }
-            while all_ended.recv_timeout(CHECKPOINT) == Err(RecvTimeoutError::Timeout) {
-                if !shared.failure.is_set() {
-                    shared.failure.watch(|| self.checkpoint(&shared));
-                }
-            }
-        });
+        let Shared { source, disk, failure, .. } = &shared;
+        let crew = Crew { workers: shared.shape.workers, source, disk: *disk, failure };
+        crew.run(|open| Worker::new(&shared, open)?.run(), || shared.go_on(), || self.checkpoint(&shared));
         if shared.failure.is_set() {
             if !shared.sync_failed() {
                 // Saves the next run some work; the failure that stopped this one is what counts.
@@ -148,6 +127,14 @@ impl Hydration {
         }
         self.checkpoint(&shared)?;
         Ok(shared.filled(started.elapsed()))
+    }
+
+    /// Workers and buffers, of the comparison as of the copy.
+    pub(super) fn shape(&self, fill: &Fill) -> Shape {
+        let content_bytes = self.backup.info.totals.bytes;
+        let shape = Shape::new(fill.workers, fill.memory_bytes, content_bytes, open_files_max());
+        let from_packs = !matches!(fill.source, Source::Mount(_));
+        if self.over.is_some() && from_packs { shape.of_a_delta() } else { shape }
     }
 
     /// Bytes, then their sync, then the bits.
@@ -192,12 +179,18 @@ impl Shape {
         Self { workers, buffers: u16::try_from(buffers).unwrap_or(u16::MAX), reserve: buffers / 2, job_files }
     }
 
+    /// The same with no more buffers than a delta from packs has use for.
+    fn of_a_delta(self) -> Self {
+        let buffers = self.buffers.min(DELTA_BUFFERS_MAX);
+        Self { buffers, reserve: usize::from(buffers) / 2, ..self }
+    }
+
     pub(super) fn limits(self) -> JobLimits {
         JobLimits { buffer_bytes: BUFFER_BYTES, files: self.job_files }
     }
 }
 
-pub(super) fn open_files_max() -> u64 {
+fn open_files_max() -> u64 {
     rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
@@ -216,11 +209,9 @@ pub(super) struct Shared<'a> {
     pub(super) map: &'a Map,
     pub(super) disk: &'a dyn Disk,
     pub(super) source: OpenSource,
-    /// Files share raw blocks with the packs; true without reading them.
-    pub(super) sharing: Option<bool>,
+    /// Files share raw blocks with the packs, these.
+    pub(super) sharing: Option<SharedBlocks>,
     unshared: OnceLock<&'static str>,
-    /// Files that share too little to be worth proving, by their first blocks: they are copied.
-    pub(super) copied: Mutex<BTreeSet<BlockNumber>>,
     pub(super) shape: Shape,
     progress: &'a dyn Progress,
     units: Mutex<AllUnits<'a>>,
@@ -346,6 +337,9 @@ mod tests {
         assert_eq!((shape.workers, shape.buffers, shape.job_files), (1, 4, 1));
         assert!(shape.reserve >= 1);
         assert_eq!(Shape::new(2, 64 << 20, 10 << 20, 1 << 20).buffers, 5);
+        let shape = Shape::new(2, 128 << 20, 1 << 40, 1 << 20).of_a_delta();
+        assert_eq!((shape.workers, shape.buffers, shape.reserve), (2, 8, 4));
+        assert_eq!(Shape::new(64, 64 << 20, 1 << 40, 1 << 20).of_a_delta().buffers, 4);
     }
 
     #[test]

@@ -35,6 +35,7 @@ use std::sync::{Arc, Mutex};
 mod claim;
 mod compare;
 mod comparer;
+mod crew;
 pub mod existing;
 mod fill;
 mod finish;
@@ -47,6 +48,7 @@ pub mod plan;
 mod remove;
 mod sharing;
 mod source;
+mod source_reads;
 mod target;
 #[cfg(test)]
 mod tests;

@@ -13,17 +13,18 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crossbeam::channel::{Receiver, Sender, unbounded};
+use crossbeam::channel::Sender;
 
 use super::fill::Shared;
-use super::opener::{Opened, Request};
+use super::opener::Request;
 use super::plan::{self, Job, Missing, Piece, Span};
-use super::sharing;
-use super::source::{self, SourceFiles};
+use super::sharing::SharedBlocks;
+use super::source;
+use super::source_reads::SourceReads;
 use super::target::{TargetFiles, TargetReads, Writes};
 use crate::blocks::Scratch;
 use crate::format::block::{BlockRecord, Content};
-use crate::io::disk::{Finished, Part, Queue, Transfer, Way};
+use crate::io::disk::{Finished, Queue, Transfer, Way};
 use crate::io::{BUFFER_BYTES, Buffer, Open};
 use crate::progress::Stage;
 use crate::units::{BlockNumber, DIRECT_BYTES};
@@ -39,16 +40,10 @@ pub(super) struct Worker<'a, 'b> {
     reading: usize,
     writing: usize,
     jobs: VecDeque<Job>,
-    /// Where jobs go to have the files of a mount opened, and where they come back.
-    opener: Sender<Request>,
-    opened: (Sender<Opened>, Receiver<Opened>),
-    opening: usize,
-    /// Jobs whose files are open.
-    ready: VecDeque<(Job, Vec<Part>)>,
+    reads: SourceReads<'a>,
     /// Jobs that were read and wait to be decoded.
     arrived: VecDeque<(Job, Buffer)>,
     decoding: Option<Decoding>,
-    sources: SourceFiles,
     targets: TargetFiles,
     shared_blocks: TargetReads,
     scratch: Scratch,
@@ -73,6 +68,7 @@ impl<'a, 'b> Worker<'a, 'b> {
         let queue = shared.disk.queue(&mut free)?;
         shared.note_io(&format!("{}, {pages}", queue.describe()));
         let flights = free.iter().map(|_| None).collect();
+        let reads = SourceReads::new(&shared.source, shared.backup, shared.disk, opener, free.len());
         Ok(Self {
             shared,
             queue,
@@ -81,13 +77,9 @@ impl<'a, 'b> Worker<'a, 'b> {
             reading: 0,
             writing: 0,
             jobs: VecDeque::new(),
-            opener,
-            opened: unbounded(),
-            opening: 0,
-            ready: VecDeque::new(),
+            reads,
             arrived: VecDeque::new(),
             decoding: None,
-            sources: SourceFiles::new(),
             targets: TargetFiles::new(),
             shared_blocks: TargetReads::default(),
             scratch: Scratch::default(),
@@ -105,63 +97,40 @@ impl<'a, 'b> Worker<'a, 'b> {
             } else if self.reading + self.writing > 0 {
                 self.wait()?;
                 self.settle_finished()?;
-            } else if self.opening > 0 {
+            } else if self.reads.are_opening() {
                 self.wait_for_opened()?;
-            } else if self.ready.is_empty() {
+            } else if self.reads.first().is_none() {
                 return Ok(());
             }
         }
     }
 
-    /// Plans jobs and has their files opened, for half as many jobs as there are buffers.
+    /// Plans jobs and has their files opened, for as many as there is room for.
     fn make_ready(&mut self) -> Result<()> {
-        while let Ok(opened) = self.opened.1.try_recv() {
-            self.take_opened(opened)?;
-        }
-        while self.opening + self.ready.len() <= self.flights.len() / 2 {
+        self.reads.take_opened()?;
+        while self.reads.has_room() {
             if self.jobs.is_empty() {
                 self.take_unit()?;
             }
             let Some(job) = self.jobs.pop_front() else { return Ok(()) };
             if job.is_shared {
                 let parts = self.shared_blocks.parts(&job, (self.shared.roots, self.shared.disk))?;
-                self.ready.push_back((job, parts));
-            } else if let Some(parts) = self.sources.parts_if_open(&job.reads) {
-                self.ready.push_back((job, parts));
-            } else if self.shared.source.gives_files() {
-                let request = Request { job, reply: self.opened.0.clone() };
-                self.opener.send(request).map_err(|_| Error::Cancelled)?;
-                self.opening += 1;
+                self.reads.push(job, parts);
             } else {
-                let parts = self.sources.parts(&self.shared.source, &job.reads, self.shared.disk);
-                self.keep_ready(job, parts)?;
+                self.reads.open(job)?;
             }
         }
-        Ok(())
-    }
-
-    fn take_opened(&mut self, Opened { job, parts }: Opened) -> Result<()> {
-        self.opening -= 1;
-        if let Ok(parts) = &parts {
-            self.sources.remember(&job.reads, parts);
-        }
-        self.keep_ready(job, parts)
-    }
-
-    fn keep_ready(&mut self, job: Job, parts: Result<Vec<Part>>) -> Result<()> {
-        let parts = parts.map_err(|failure| source::explain(failure, &job, self.shared.backup))?;
-        self.ready.push_back((job, parts));
         Ok(())
     }
 
     /// Submits reads while there are buffers and jobs that are ready.
     fn start_reads(&mut self) {
-        while let Some((job, _)) = self.ready.front() {
+        while let Some(job) = self.reads.first() {
             let kept_free = if self.is_decoded(job) { self.shared.shape.reserve } else { 0 };
             if self.free.len() <= kept_free {
                 return;
             }
-            let (Some((job, parts)), Some(buffer)) = (self.ready.pop_front(), self.free.pop()) else { return };
+            let (Some((job, parts)), Some(buffer)) = (self.reads.pop(), self.free.pop()) else { return };
             let token = usize::from(buffer.index());
             self.flights[token] = Some(Flight::Reading(job));
             self.reading += 1;
@@ -185,30 +154,25 @@ impl<'a, 'b> Worker<'a, 'b> {
                 self.shared.backup.manifest.blocks(first, span.count, &mut self.records)?;
                 self.find_missing(&span, &mut missing)?;
             }
-            if let Some(trusted) = self.shared.sharing {
-                missing = self.share(missing, trusted)?;
+            if let Some(blocks) = &self.shared.sharing {
+                missing = self.take_shared(missing, blocks)?;
             }
             self.jobs.extend(self.shared.source.jobs(missing, self.shared.backup, self.shared.shape.limits())?);
         }
         Ok(())
     }
 
-    /// Takes the blocks that their files share, as proven or to be proven; returns what has to be copied.
-    fn share(&mut self, missing: Vec<Missing>, trusted: bool) -> Result<Vec<Missing>> {
-        let (runs, others) = plan::shareable(missing);
-        if !trusted {
-            let (there, copied) = sharing::shared_before(runs, others, self.shared);
+    /// Notes the blocks that their files share, or has them proven first; returns what has to be copied.
+    fn take_shared(&mut self, missing: Vec<Missing>, blocks: &SharedBlocks) -> Result<Vec<Missing>> {
+        let (there, copied): (Vec<_>, Vec<_>) = missing.into_iter().partition(|block| blocks.contains(block.number()));
+        if blocks.trusted {
+            self.shared.count_shared(&there);
+            let blocks = there.iter().map(|block| (block.number(), block.bytes)).collect();
+            self.shared.written(&Writes { blocks, ..Writes::default() })?;
+        } else {
             let proofs = plan::from_mount(there, self.shared.backup.info.block_bytes, self.shared.shape.limits());
             self.jobs.extend(proofs.into_iter().map(|job| Job { is_shared: true, ..job }));
-            return Ok(copied);
         }
-        let started = Instant::now();
-        let (there, mut copied) = sharing::share(runs, &mut self.sources, self.shared)?;
-        self.shared.waited(Stage::Disk, started.elapsed());
-        let blocks = there.iter().map(|block| (block.number(), block.bytes)).collect();
-        self.shared.count_shared(&there);
-        self.shared.written(&Writes { blocks, ..Writes::default() })?;
-        copied.extend(others);
         Ok(copied)
     }
 
@@ -289,9 +253,9 @@ impl<'a, 'b> Worker<'a, 'b> {
     /// Sleeps until a job's files are open, when there is nothing else to wait for.
     fn wait_for_opened(&mut self) -> Result<()> {
         let started = Instant::now();
-        let opened = self.opened.1.recv().map_err(|_| Error::Cancelled)?;
+        self.reads.wait()?;
         self.shared.waited(Stage::Repository, started.elapsed());
-        self.take_opened(opened)
+        Ok(())
     }
 
     fn settle_finished(&mut self) -> Result<()> {

@@ -17,6 +17,7 @@ use super::buffer::Buffer;
 use super::disk::{Disk, Finished, Found, Open, OpenFile, Owner, Part, Place, Queue, Transfer, Way};
 use super::power_cut::{Event, Recording};
 use super::share::Sharing;
+use crate::units::DIRECT_BYTES;
 use crate::{Error, Result};
 
 /// What is to fail.
@@ -37,6 +38,7 @@ pub struct Simulated {
     recording: Option<Arc<Recording>>,
     shares: bool,
     shares_what_was: bool,
+    shares_with_half: bool,
 }
 
 struct Turn {
@@ -66,17 +68,15 @@ impl Simulated {
             recording: None,
             shares: false,
             shares_what_was: false,
+            shares_with_half: false,
         }
     }
 
     /// Records everything that changes something below `base`.
     pub fn recording(inner: Arc<dyn Disk>, base: &Path) -> (Self, Arc<Recording>) {
         let recording = Arc::new(Recording::new(base));
-        let turn = Arc::new(Turn { next: AtomicU64::new(0), fault: None });
-        (
-            Self { inner, turn, recording: Some(Arc::clone(&recording)), shares: false, shares_what_was: false },
-            recording,
-        )
+        let disk = Self::new(inner, None);
+        (Self { recording: Some(Arc::clone(&recording)), ..disk }, recording)
     }
 
     /// The same, with files that share blocks whatever the file system: they get a copy.
@@ -88,6 +88,11 @@ impl Simulated {
     /// is wrong.
     pub fn with_sharing_of_what_was(self) -> Self {
         Self { shares: true, shares_what_was: true, ..self }
+    }
+
+    /// The same, but of files whose names end in an odd digit only the first 4 KiB are shared, and the rest is refused.
+    pub fn with_sharing_with_half(self) -> Self {
+        Self { shares: true, shares_with_half: true, ..self }
     }
 
     /// Operations so far.
@@ -167,13 +172,16 @@ impl Disk for Simulated {
         }
         // By handles of their own: those that are given may be for whole 4 KiB in aligned memory only.
         let copy = || -> io::Result<Sharing> {
+            let last = to.path.as_os_str().as_encoded_bytes().last();
+            let refused = self.shares_with_half && last.is_some_and(|last| last.is_ascii_digit() && last % 2 == 1);
+            let bytes = if refused { DIRECT_BYTES as u64 } else { bytes };
             let mut content = vec![0; usize::try_from(bytes).map_err(io::Error::other)?];
             File::open(&from.path)?.read_exact_at(&mut content, offset)?;
             content[0] ^= u8::from(self.shares_what_was);
             let written = self.note(|recording| Event::Write(recording.file(to), to_offset, content.clone()));
             File::options().write(true).open(&to.path)?.write_all_at(&content, to_offset)?;
             self.note(|_| Event::Done(written.unwrap_or_default()));
-            Ok(Sharing::Done)
+            Ok(if refused { Sharing::Refused("it is refused on purpose") } else { Sharing::Done })
         };
         copy().map_err(|cause| Error::io_at("share blocks with", &to.path, to_offset, cause))
     }

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use super::{Existing, Store};
+use super::{Existing, Store, Upload};
 use crate::Error;
 
 mod reading;
@@ -12,6 +12,7 @@ pub(crate) fn run(make: &dyn Fn(&str) -> Box<dyn Store>) {
     reading::run(&|name| (make(name), make(name)));
     a_key_appears_as_a_whole(&*make("whole"));
     a_large_upload_has_every_byte_and_no_more(&*make("large"));
+    a_head_is_written_over_what_stood_there(&*make("head"));
     an_upload_that_is_dropped_leaves_nothing(&*make("dropped"));
     an_existing_key_is_refused_or_replaced(&*make("existing"));
     removal_is_idempotent(&*make("removal"));
@@ -51,6 +52,28 @@ fn a_large_upload_has_every_byte_and_no_more(store: &dyn Store) {
     dropped.append(&content).unwrap();
     drop(dropped);
     assert_eq!(store.size("dropped").unwrap(), None);
+}
+
+fn a_head_is_written_over_what_stood_there(store: &dyn Store) {
+    let content = vec![7; 5 << 20];
+    for (key, bytes) in [("head/few", 10_000), ("head/many", content.len())] {
+        let mut uploads: Vec<(String, Box<dyn Upload>)> = vec![
+            (format!("{key}-plain"), store.create(&format!("{key}-plain"), Existing::Refuse).unwrap()),
+            (format!("{key}-large"), store.create_large(&format!("{key}-large"), Existing::Refuse).unwrap()),
+        ];
+        for (_, upload) in &mut uploads {
+            upload.append(&content[..bytes]).unwrap();
+            upload.replace_head(b"head").unwrap();
+            upload.append(b"tail").unwrap();
+            assert_eq!(upload.written(), bytes as u64 + 4);
+        }
+        for (key, upload) in uploads {
+            upload.commit().unwrap();
+            let written = store.get(&key, 6 << 20).unwrap();
+            let whole = [b"head", &content[4..bytes], b"tail"].concat();
+            assert!(written == whole, "{key}");
+        }
+    }
 }
 
 fn an_upload_that_is_dropped_leaves_nothing(store: &dyn Store) {

@@ -119,6 +119,11 @@ impl<U: Upload + ?Sized> Upload for FailingUpload<U> {
         self.upload.append(bytes)
     }
 
+    fn replace_head(&mut self, bytes: &[u8]) -> Result<()> {
+        self.turn.next("write", self.path.clone())?;
+        self.upload.replace_head(bytes)
+    }
+
     fn written(&self) -> u64 {
         self.upload.written()
     }

@@ -80,6 +80,22 @@ impl LargeFile {
         Ok(())
     }
 
+    /// Writes `bytes`, less than a buffer, over the first ones.
+    pub(super) fn replace_head(&mut self, bytes: &[u8]) -> Result<()> {
+        if let (0, Some((buffer, _))) = (self.submitted, &mut self.filling) {
+            buffer[..bytes.len()].copy_from_slice(bytes);
+            return Ok(());
+        }
+        while let Some(finished) = self.reap()? {
+            self.settle(finished)?;
+        }
+        let OpenFile { file, path, direct } = &*self.file;
+        set_direct(file, false);
+        let written = file.write_all_at(bytes, 0).map_err(|cause| Error::io_at("write", path, 0, cause));
+        set_direct(file, *direct);
+        written
+    }
+
     /// How long the writer waited for the disk.
     pub(super) fn waited(&self) -> Duration {
         self.waited

@@ -281,6 +281,8 @@ impl Store for LocalStore {
 trait Sink {
     /// Adds `bytes` at `offset`, which is the end.
     fn append(&mut self, bytes: &[u8], path: &Path, offset: u64) -> Result<()>;
+    /// Writes `bytes` over the first ones.
+    fn replace_head(&mut self, bytes: &[u8], path: &Path) -> Result<()>;
     /// How long the disk was waited for.
     fn waited(&self) -> Duration;
     /// The file, with all bytes in it.
@@ -290,6 +292,10 @@ trait Sink {
 impl Sink for File {
     fn append(&mut self, bytes: &[u8], path: &Path, offset: u64) -> Result<()> {
         self.write_all(bytes).map_err(|cause| Error::io_at("write", path, offset, cause))
+    }
+
+    fn replace_head(&mut self, bytes: &[u8], path: &Path) -> Result<()> {
+        self.write_all_at(bytes, 0).map_err(|cause| Error::io_at("write", path, 0, cause))
     }
 
     fn waited(&self) -> Duration {
@@ -304,6 +310,10 @@ impl Sink for File {
 impl Sink for LargeFile {
     fn append(&mut self, bytes: &[u8], _: &Path, _: u64) -> Result<()> {
         Self::append(self, bytes)
+    }
+
+    fn replace_head(&mut self, bytes: &[u8], _: &Path) -> Result<()> {
+        Self::replace_head(self, bytes)
     }
 
     fn waited(&self) -> Duration {
@@ -337,6 +347,14 @@ impl<S: Sink> Upload for LocalUpload<S> {
         self.sink.append(bytes, &self.path, self.written)?;
         self.failed = false;
         self.written += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn replace_head(&mut self, bytes: &[u8]) -> Result<()> {
+        self.refuse_after_failure()?;
+        self.failed = true;
+        self.sink.replace_head(bytes, &self.path)?;
+        self.failed = false;
         Ok(())
     }
 

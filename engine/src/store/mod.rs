@@ -109,6 +109,9 @@ pub trait Upload {
     /// Adds `bytes` at the end. After an error only dropping it is of use.
     fn append(&mut self, bytes: &[u8]) -> Result<()>;
 
+    /// Writes `bytes` over the first ones that were appended: a header that tells of what lies behind it.
+    fn replace_head(&mut self, bytes: &[u8]) -> Result<()>;
+
     /// Bytes appended so far.
     fn written(&self) -> u64;
 

@@ -8,6 +8,7 @@
 
 mod archive;
 mod coverage;
+mod encode;
 mod fetch;
 pub mod history;
 pub mod name;

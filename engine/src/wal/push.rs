@@ -10,21 +10,17 @@ use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use super::encode::{Encoded, Encoder};
 use super::name::{SegmentName, WalFile, is_segment_size};
 use super::page::{HEADER_BYTES, SegmentHeader};
 use super::{WalArchive, WalObject};
-use crate::checksum::Hash;
 use crate::codec::Codec;
 use crate::format::block::{BlockRecord, Content, Extent};
 use crate::format::wal::{CONTENT_BYTES_MAX, WalHeader};
-use crate::page::is_zero;
 use crate::repository::{ClusterInfo, Lock, LockKind, Repository, now};
-use crate::store::Existing;
+use crate::store::{Existing, Upload};
 use crate::units::{ClusterName, DIRECT_BYTES, PackId, SystemIdentifier};
 use crate::{Error, Result};
-
-/// Encoded bytes are handed to the store in pieces of this size.
-const WRITE_BYTES: usize = 1 << 20;
 
 /// What became of a push.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,34 +136,30 @@ impl WalArchive {
     ) -> Result<()> {
         let info = self.cluster().repository().info();
         let header_bytes = WalHeader::bytes_for(bytes, info.block_bytes);
-        let mut runs = Runs { start: header_bytes, bytes: Vec::new() };
-        let (mut raw, mut encoded, mut blocks) = (Vec::new(), Vec::new(), Vec::new());
-        for index in 0..info.block_bytes.blocks_of(bytes) {
-            raw.resize(info.block_bytes.block_bytes_at(bytes, index), 0);
-            let offset = index * info.block_bytes.bytes() as u64;
-            source.read_exact_at(&mut raw, offset).map_err(|cause| Error::io_at("read", path, offset, cause))?;
-            let content = if is_zero(&raw) {
-                Content::Zero
-            } else {
-                let codec = info.compression.compress(&raw, &mut encoded);
-                let run = if codec == Codec::Raw { &raw } else { &encoded };
-                Content::Stored { at: runs.append(run, codec), codec }
-            };
-            blocks.push(BlockRecord { hash: Hash::of(&raw), content });
-        }
-        let header = WalHeader {
-            repository: info.id,
-            system_identifier,
-            name: name.to_owned(),
-            bytes,
-            block_size: info.block_bytes,
-            blocks,
-        };
-        let refuse = |detail: String| Error::Refused(format!("{} is not archived: {detail}", path.display()));
-        let header = header.to_bytes().map_err(refuse)?;
+        let (block_size, compression) = (info.block_bytes, info.compression);
         let mut upload = self.store().create(key, Existing::Refuse)?;
-        upload.append(&header)?;
-        runs.bytes.chunks(WRITE_BYTES).try_for_each(|piece| upload.append(piece))?;
+        // Its place; what it tells is known at the end.
+        upload.append(&vec![0; usize::try_from(header_bytes).unwrap_or(usize::MAX)])?;
+        let mut blocks = Vec::new();
+        Encoder { file: source, path, bytes, block_size, compression }.encode(|piece| {
+            let mut rest = &piece.runs[..];
+            for Encoded { hash, run } in &piece.blocks {
+                let content = match *run {
+                    None => Content::Zero,
+                    Some((codec, stored)) => {
+                        let (run, behind) = rest.split_at(stored);
+                        rest = behind;
+                        Content::Stored { at: append_run(&mut *upload, run, codec)?, codec }
+                    }
+                };
+                blocks.push(BlockRecord { hash: *hash, content });
+            }
+            Ok(())
+        })?;
+        let header =
+            WalHeader { repository: info.id, system_identifier, name: name.to_owned(), bytes, block_size, blocks };
+        let refuse = |detail: String| Error::Refused(format!("{} is not archived: {detail}", path.display()));
+        upload.replace_head(&header.to_bytes().map_err(refuse)?)?;
         upload.commit()
     }
 
@@ -203,27 +195,24 @@ impl WalArchive {
     }
 }
 
-/// Stored runs behind the header. All of a segment's are held until its header is known: 16 MiB usually.
-struct Runs {
-    start: u64,
-    bytes: Vec<u8>,
+/// Adds a stored run. The header is whole pages, so what is aligned in the object is aligned on a disk.
+fn append_run(upload: &mut dyn Upload, run: &[u8], codec: Codec) -> Result<Extent> {
+    if codec == Codec::Raw {
+        align(upload)?;
+    }
+    let offset = upload.written();
+    upload.append(run)?;
+    if codec == Codec::Raw {
+        align(upload)?;
+    }
+    // No file of the archive is longer than 1 GiB, and no run longer than a block.
+    Ok(Extent { pack: PackId(0), offset: offset as u32, stored: run.len() as u32 })
 }
 
-impl Runs {
-    fn append(&mut self, run: &[u8], codec: Codec) -> Extent {
-        // The header is whole pages, so what is aligned here is aligned in the object.
-        let aligned = |bytes: &mut Vec<u8>| bytes.resize(bytes.len().next_multiple_of(DIRECT_BYTES), 0);
-        if codec == Codec::Raw {
-            aligned(&mut self.bytes);
-        }
-        let offset = self.start + self.bytes.len() as u64;
-        self.bytes.extend_from_slice(run);
-        if codec == Codec::Raw {
-            aligned(&mut self.bytes);
-        }
-        // No file of the archive is longer than 1 GiB, and no run longer than a block.
-        Extent { pack: PackId(0), offset: offset as u32, stored: run.len() as u32 }
-    }
+fn align(upload: &mut dyn Upload) -> Result<()> {
+    let written = upload.written();
+    let missing = written.next_multiple_of(DIRECT_BYTES as u64) - written;
+    if missing == 0 { Ok(()) } else { upload.append(&[0; DIRECT_BYTES][..missing as usize]) }
 }
 
 fn file_name(path: &Path) -> Result<&str> {

@@ -72,6 +72,27 @@ fn where_the_file_system_refuses_blocks_are_copied() {
 }
 
 #[test]
+fn where_files_refuse_in_part_what_is_refused_is_copied_and_nothing_else() {
+    let sample = Sample::new(Compression::None, sample_tree());
+    for (name, source) in [("proven", PROVEN), ("trusted", TRUSTED)] {
+        let layout = sample.target(name);
+        let disk = Arc::new(Simulated::new(Arc::new(LocalDisk::new()), None).with_sharing_with_half());
+        let filled = hydrate(&sample, &layout, source, disk).unwrap();
+        assert_same(&sample.tree, &layout);
+        let is_shared = |path: &str| !path.ends_with(['1', '3', '5', '7', '9']);
+        let shared = sample.tree.iter().map(|(path, entry)| match entry {
+            Entry::File(content) if is_shared(path) && !is_left_out(path) && !is_placed_last(path) => {
+                whole_bytes(content)
+            }
+            _ => 0,
+        });
+        assert_eq!(filled.shared_bytes, shared.sum::<u64>(), "{name}");
+        assert_eq!(filled.unshared, Some("it is refused on purpose"));
+        assert_map_is_true(&sample, &layout);
+    }
+}
+
+#[test]
 fn damage_in_a_pack_is_found_before_a_server_can_start_unless_the_repository_is_trusted() {
     let sample = Sample::new(Compression::None, sample_tree());
     let packs = sample.directory.path().join("repository/clusters/main/packs");
