@@ -11,8 +11,8 @@ use engine::repository::{Backup, BackupWriter, Cluster, ClusterInfo, Description
 use engine::units::{BlockNumber, BlockSize, Lsn, SystemIdentifier, Timeline};
 use engine::{Error, Result};
 
-const SEGMENT_BYTES: u64 = 16 << 20;
-const SYSTEM: SystemIdentifier = SystemIdentifier(7_412_345_678_901_234_567);
+pub(crate) const SEGMENT_BYTES: u64 = 16 << 20;
+pub(crate) const SYSTEM: SystemIdentifier = SystemIdentifier(7_412_345_678_901_234_567);
 
 /// A directory of a backup to be written.
 pub fn directory(path: impl Into<String>) -> FileRecord {

@@ -5,3 +5,5 @@
 pub mod backup;
 #[allow(clippy::cast_possible_truncation)]
 pub mod pages;
+#[allow(clippy::cast_possible_truncation)]
+pub mod synthetic;

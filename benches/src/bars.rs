@@ -8,6 +8,7 @@ use crate::options::{CodecName, Section};
 use crate::report::{Kind, Report, Series};
 use crate::sections::delta::{CLUSTER, SPREADS, changed};
 use crate::sections::restore::{CEILING, READ};
+use crate::sections::scale::{LARGE, LIST, MANY, MOUNT, SHOW, server_of};
 
 const CODECS: [CodecName; 3] = [CodecName::None, CodecName::Lz4, CodecName::Zstd];
 const MEMORY_BYTES_MAX: f64 = 256.0 * 1_048_576.0;
@@ -74,6 +75,7 @@ pub(crate) fn judge(report: &Report) -> Vec<Bar> {
     judge.deltas();
     judge.small_files();
     judge.reflinks();
+    judge.scale();
     judge.wal();
     judge.memory();
     judge.bars
@@ -199,6 +201,23 @@ impl<'r> Judge<'r> {
             let large_enough = self.report.cluster_bytes as f64 >= REFLINK_BYTES;
             let seconds = seconds.filter(|_| large_enough);
             self.at_most(format!("reflink {file_system}, trusted: seconds for 3 GB or more"), 0.5, seconds);
+        }
+    }
+
+    /// A hundred times the data may take no more than the noise of starting a program.
+    fn scale(&mut self) {
+        let [(small, _), (large, _)] = LARGE;
+        for what in [LIST, SHOW, MOUNT] {
+            let ratio = self.ratio(Section::Scale, &format!("{what}, {large}"), &format!("{what}, {small}"));
+            self.at_most(format!("{what}: time of {large} to that of {small}"), 2.0, ratio);
+        }
+        for what in [LIST, SHOW] {
+            let seconds = self.seconds(Section::Scale, &format!("{what}, {large}"));
+            self.at_most(format!("{what} of {large}: seconds"), 0.1, seconds);
+        }
+        for subject in [large, MANY] {
+            let peak = self.report.size(&server_of(subject)).map(|bytes| bytes as f64 / MEMORY_BYTES_MAX);
+            self.at_most(format!("mount of {subject}: peak memory to 256 MiB"), 1.0, peak);
         }
     }
 

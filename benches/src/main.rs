@@ -79,6 +79,7 @@ fn contests(world: &World, report: &mut Report) -> anyhow::Result<()> {
             Section::Mount => sections::mount::run(world, report),
             Section::Small => sections::small::run(world, report),
             Section::Reflink => sections::reflink::run(world, report),
+            Section::Scale => sections::scale::run(world, report),
             Section::Wal => sections::wal::run(world, report),
             Section::Delta => sections::delta::run(world, report),
         }

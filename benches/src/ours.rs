@@ -63,6 +63,11 @@ impl<'w> Repository<'w> {
         self.world.run(&mut restore).map(drop)
     }
 
+    /// `list` or `show`.
+    pub(crate) fn ask(&self, verb: &str) -> anyhow::Result<()> {
+        self.world.run(&mut self.verb(self.world.command(&self.world.program), &[verb])).map(drop)
+    }
+
     /// A mount of the newest backup, for everybody.
     pub(crate) fn mount(&self, at: &Path) -> anyhow::Result<()> {
         let mut mount = self.verb(self.world.command(&self.world.program), &["mount"]);

@@ -62,6 +62,16 @@ pub(crate) fn resident_bytes(processes: &[i32]) -> u64 {
         .sum()
 }
 
+/// The largest of the most bytes that each of these processes has had in memory, by the kernel's count.
+pub(crate) fn peak_bytes(processes: &[i32]) -> u64 {
+    let peak = |pid: &i32| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+        line.split_ascii_whitespace().nth(1)?.parse::<u64>().ok()
+    };
+    processes.iter().filter_map(peak).max().unwrap_or(0) * 1024
+}
+
 fn parse_resident(status: &str) -> u64 {
     let kib = |line: &str| line.split_ascii_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok());
     let counted = |line: &&str| line.starts_with("VmRSS:") || line.starts_with("HugetlbPages:");

@@ -25,7 +25,7 @@ fn the_suite_restores_a_tiny_cluster_and_leaves_nothing_behind() {
     let place = scratch.path().join("place");
     let mut command = Command::new(bench);
     command.args(["--size", "0.02", "--rounds", "1", "--peers", "none", "--codecs", "lz4", "--warm"]);
-    command.args(["--only", "restore"]).arg("--place").arg(&place);
+    command.args(["--only", "restore,scale"]).arg("--place").arg(&place);
     command.arg("--json").arg(scratch.path().join("figures.json")).arg("--svg").arg(scratch.path());
     // The server's user has to reach the place.
     std::fs::set_permissions(scratch.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
@@ -37,7 +37,14 @@ fn the_suite_restores_a_tiny_cluster_and_leaves_nothing_behind() {
     let figures = std::fs::read_to_string(scratch.path().join("figures.json")).unwrap();
     let figures: serde_json::Value = serde_json::from_str(&figures).unwrap();
     let names: Vec<_> = figures["results"].as_array().unwrap().iter().map(|series| &series["name"]).collect();
-    for name in ["pghydrant mount lz4", "pghydrant blocks lz4", "cp -a", "pg_basebackup"] {
+    for name in [
+        "pghydrant mount lz4",
+        "pghydrant blocks lz4",
+        "cp -a",
+        "pg_basebackup",
+        "list, 10 TB",
+        "mount and first read, 1,000,000 files",
+    ] {
         assert!(names.iter().any(|found| *found == name), "no figure of {name}: {said}");
     }
     let chart = std::fs::read_to_string(scratch.path().join("restore.svg")).unwrap();

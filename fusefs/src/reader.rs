@@ -477,6 +477,38 @@ mod tests {
     }
 
     #[test]
+    fn four_readers_in_order_share_the_budget_and_a_random_one_beside_them_is_left_alone() {
+        const IN_ORDER: u64 = 4;
+        const REQUEST: u64 = 128 << 10;
+        let reader = reader(64 << 20);
+        let content: Vec<_> = (0..=IN_ORDER).map(|_| Pattern::new(24 << 20)).collect();
+        let open = |(inode, content): (usize, &Pattern)| OpenFile::new(inode as u64, Box::new(content.clone()), false);
+        let files: Vec<_> = content.iter().enumerate().map(open).collect();
+        let (random, in_order) = files.split_last().unwrap();
+        let mut most_ahead = [0; IN_ORDER as usize];
+        let mut jumps = 0;
+        for offset in (0..24 << 20).step_by(REQUEST as usize) {
+            for file in in_order {
+                let expected = Pattern::expected(offset, REQUEST as usize);
+                assert_eq!(read(&reader, file, offset, REQUEST as usize).unwrap(), expected);
+                let most = &mut most_ahead[file.inode as usize];
+                *most = reader.runs.ahead_of(file.inode).max(*most);
+            }
+            // Another block each time, and never the next one.
+            let block = jumps * 331 % (24 << 20 >> 15);
+            assert_eq!(read(&reader, random, block * BLOCK, 8192).unwrap(), Pattern::expected(block * BLOCK, 8192));
+            jumps += 1;
+            assert_eq!(reader.runs.ahead_of(random.inode), 0);
+            assert!(reader.runs.budget().held() <= reader.runs.budget().limit());
+        }
+        assert!(most_ahead.iter().all(|runs| *runs > 1), "{most_ahead:?} runs ahead");
+        assert_eq!(reader.windows.load(Ordering::Relaxed), in_order.len());
+        // The random reader paid for its own blocks only, and no neighbour's work was thrown away.
+        let decoded: Vec<_> = content.iter().map(|content| content.decoded.load(Ordering::Relaxed)).collect();
+        assert_eq!(decoded, [[24 << 20; IN_ORDER as usize].as_slice(), &[jumps * BLOCK]].concat());
+    }
+
+    #[test]
     fn a_thousand_handles_hold_no_more_than_the_budget() {
         let reader = reader(8 << 20);
         let files: Vec<_> =

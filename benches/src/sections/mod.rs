@@ -5,5 +5,6 @@ pub(crate) mod delta;
 pub(crate) mod mount;
 pub(crate) mod reflink;
 pub(crate) mod restore;
+pub(crate) mod scale;
 pub(crate) mod small;
 pub(crate) mod wal;

@@ -87,7 +87,7 @@ pub(crate) struct Arguments {
     /// The data directory to restore into: absent or empty, unless --delta is given
     #[arg(long, value_name = "DATADIR")]
     pub(crate) to: PathBuf,
-    /// Restore over the stopped cluster in DATADIR, writing only what differs
+    /// Restore over the stopped cluster in DATADIR, writing only the pages that differ
     ///
     /// The directory must hold the cluster that the backup is of, by its system identifier. What the backup has not is
     /// removed, the server's logs included. WAL that the server had still to archive is archived first; the last,
