@@ -53,6 +53,11 @@ if [ "$purpose" = test ]; then
     need python3 python3
     # scripts/postgresql-builds.sh fetches other major versions with it.
     need npm npm
+    # Hosts of a mount server: network namespaces with an sshd each.
+    need ip iproute2
+    need tc iproute2
+    need ssh openssh-client
+    need sshd openssh-server
 fi
 if [ "$purpose" = peers ]; then
     need pgbackrest pgbackrest

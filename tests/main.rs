@@ -33,6 +33,7 @@ mod open_files;
 mod reboots;
 mod refusals;
 mod retarget;
+mod service;
 mod standby;
 mod tablespaces;
 mod targets;

@@ -178,7 +178,7 @@ impl Output {
             },
             "progress" => self.live(&progress_line(&said)),
             "problem" if said.get("only").is_none() => {
-                self.line(&format!("problem: {}\nhint: {}", text("what"), text("hint")))
+                self.line(&format!("problem: {}\nhint: {}", text("what"), text("hint")));
             }
             "error" => {
                 self.line(&format!("error: {}", text("message")));

@@ -12,6 +12,7 @@ pub mod requirements;
 pub mod repository;
 pub mod scratch;
 pub mod sessions;
+pub mod target;
 pub mod tools;
 pub mod world;
 

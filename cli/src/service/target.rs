@@ -74,7 +74,7 @@ pub(super) struct Agent {
 impl Agent {
     /// Connects, and puts the binary there where it is missing.
     pub(super) async fn reach(target: &Target, program: &Program, session: &str) -> Result<Self, Trouble> {
-        let found = look(target, program).await?;
+        let found = look(target, program, session).await?;
         let directory = format!("{}/bin/{}", found.cache, &program.sha256);
         let binary = format!("{directory}/pghydrant");
         if !found.installed {
@@ -123,19 +123,21 @@ impl Agent {
 /// The first thing that is run there.
 const LOOK: &str = r#"
 if [ "$(id -u)" = 0 ]; then cache=/var/cache/pghydrant; else cache="${XDG_CACHE_HOME:-$HOME/.cache}/pghydrant"; fi
+# There before the binary is: whoever ends the last session takes the binary away.
+umask 022; mkdir -p "$cache/sessions/$session" && chmod 711 "$cache/sessions/$session"
 echo "system=$(uname -s) $(uname -m)"
 echo "cache=$cache"
 echo "seen=${SSH_CONNECTION%% *}"
 if [ -f "$cache/bin/$program/pghydrant" ]; then echo "sha256=$(sha256sum < "$cache/bin/$program/pghydrant")"; fi
 "#;
 
-async fn look(target: &Target, program: &Program) -> Result<Found, Trouble> {
+async fn look(target: &Target, program: &Program, session: &str) -> Result<Found, Trouble> {
     // Through `env`, since sudo drops what it does not know.
     let shell = match target.sudo {
         true => "sudo -n env SSH_CONNECTION=\"$SSH_CONNECTION\" sh -s",
         false => "sh -s",
     };
-    let script = format!("program={}\n{LOOK}", program.sha256);
+    let script = format!("program={}\nsession={}\n{LOOK}", program.sha256, quoted(session));
     let answer = run(target, shell, Some(script.as_bytes())).await?;
     let refuse = |message: String| Trouble::Refused(Failure::new(Exit::Failed, message));
     let found = Found::parse(&String::from_utf8_lossy(&answer), &program.sha256);

@@ -1,0 +1,213 @@
+//! A target of a mount server: a network namespace with an sshd of its own, on this machine's file system.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use super::process::wait_until;
+use super::tools::find_program;
+use super::{Context, Pghydrant, Repository, Result, Run, Running, Scratch};
+
+/// A host. Gone with everything that runs in it when dropped.
+pub struct TargetHost {
+    namespace: String,
+    /// This machine's end of the cable between the two.
+    pub cable: String,
+    pub address: String,
+    /// This machine, as the host sees it.
+    pub seen_as: String,
+    identity: PathBuf,
+    known: PathBuf,
+    sshd: Option<Running>,
+}
+
+/// Hosts of this process so far.
+static HOSTS: AtomicU32 = AtomicU32::new(0);
+
+impl TargetHost {
+    /// Needs `requires!(Root, Tool("ip", "iproute2"), Tool("sshd", "openssh-server"))`.
+    pub fn new(scratch: &Scratch) -> Result<Self> {
+        let number = HOSTS.fetch_add(1, Ordering::Relaxed);
+        // Names of 15 characters and networks that no other run of the tests has.
+        let (run, number) = (std::process::id() % 60_000, number % 60);
+        let name = format!("pgh{run}n{number}");
+        let network = format!("10.{}.{}.{}", 128 + run / 500, run % 250, 4 * number);
+        let at = |offset: u32| {
+            format!("{}.{}", network.rsplit_once('.').map_or("", |(network, _)| network), 4 * number + offset)
+        };
+        let host = Self {
+            namespace: name.clone(),
+            cable: format!("{name}a"),
+            address: at(2),
+            seen_as: at(1),
+            identity: scratch.join("target.key"),
+            known: scratch.join("target.known"),
+            sshd: None,
+        };
+        let (cable, far) = (&host.cable, format!("{name}b"));
+        ip(&["netns", "add", &name])?;
+        ip(&["link", "add", cable, "type", "veth", "peer", "name", &far])?;
+        ip(&["link", "set", &far, "netns", &name])?;
+        ip(&["addr", "add", &format!("{}/30", host.seen_as), "dev", cable])?;
+        ip(&["link", "set", cable, "up"])?;
+        ip(&["-n", &name, "addr", "add", &format!("{}/30", host.address), "dev", &far])?;
+        ip(&["-n", &name, "link", "set", &far, "up"])?;
+        ip(&["-n", &name, "link", "set", "lo", "up"])?;
+        host.with_sshd(scratch)
+    }
+
+    fn with_sshd(mut self, scratch: &Scratch) -> Result<Self> {
+        let key = |path: &PathBuf| {
+            Run::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(path).succeed().map(drop)
+        };
+        let host_key = scratch.join("host.key");
+        key(&host_key)?;
+        key(&self.identity)?;
+        let public = fs::read_to_string(host_key.with_extension("key.pub"))?;
+        fs::write(&self.known, format!("{} {public}", self.address))?;
+        let configuration = format!(
+            "ListenAddress {}\nHostKey {}\nAuthorizedKeysFile {}\nPasswordAuthentication no\nStrictModes no\nUsePAM no\n\
+             PermitRootLogin yes\nPidFile none\n",
+            self.address,
+            host_key.display(),
+            self.identity.with_extension("key.pub").display(),
+        );
+        let file = scratch.join("sshd.conf");
+        fs::write(&file, configuration)?;
+        fs::create_dir_all("/run/sshd")?;
+        let sshd = find_program("sshd").context("no sshd")?;
+        let run = Run::new("ip").args(["netns", "exec", &self.namespace]).arg(sshd).args(["-D", "-e", "-f"]).arg(file);
+        let mut sshd = run.time_limit(Duration::from_secs(900)).start()?;
+        sshd.wait_for_output("a server that listens", |said| said.contains("Server listening"))?;
+        self.sshd = Some(sshd);
+        Ok(self)
+    }
+
+    /// Options of `restore` that lead there.
+    pub fn options(&self) -> Vec<String> {
+        let known = format!("UserKnownHostsFile={}", self.known.display());
+        let identity = self.identity.display().to_string();
+        let target = format!("root@{}", self.address);
+        ["--target", &target, "--identity", &identity, "--ssh-option", &known].map(str::to_owned).to_vec()
+    }
+
+    /// Pulls the cable out.
+    pub fn cut(&self) -> Result<()> {
+        ip(&["link", "set", &self.cable, "down"])
+    }
+
+    /// Puts it back.
+    pub fn mend(&self) -> Result<()> {
+        ip(&["link", "set", &self.cable, "up"])
+    }
+
+    /// Lets so many megabits a second through, to the host.
+    pub fn slow(&self, megabits: u32) -> Result<()> {
+        let rate = format!("{megabits}mbit");
+        let run = Run::new("tc").args(["qdisc", "replace", "dev", &self.cable, "root", "tbf", "rate", &rate]);
+        run.args(["burst", "64kb", "latency", "200ms"]).succeed().map(drop)
+    }
+
+    /// As fast as it was.
+    pub fn speed_up(&self) -> Result<()> {
+        Run::new("tc").args(["qdisc", "del", "dev", &self.cable, "root"]).succeed().map(drop)
+    }
+}
+
+impl Drop for TargetHost {
+    fn drop(&mut self) {
+        self.sshd = None;
+        let _ = Run::new("ip").args(["link", "del", &self.cable]).finish();
+        let _ = Run::new("ip").args(["netns", "del", &self.namespace]).finish();
+    }
+}
+
+fn ip(words: &[&str]) -> Result<()> {
+    Run::new("ip").args(words).succeed().map(drop)
+}
+
+/// A mount server of this machine, as root, and a client of it.
+pub struct MountServer {
+    program: Pghydrant,
+    options: Vec<String>,
+    listen: String,
+    pub token: PathBuf,
+    pub fingerprint: String,
+    running: Option<Running>,
+}
+
+impl MountServer {
+    /// Serves `repository` to `host`; `options` are further ones of `serve`.
+    pub fn start(scratch: &Scratch, repository: &Repository, host: &TargetHost, options: &[&str]) -> Result<Self> {
+        let program = repository.pghydrant.as_user(&super::OsUser::current());
+        let state = scratch.join("server-state");
+        let listen = format!("127.0.0.1:{}", super::cluster::free_port()?);
+        let data = format!("{}:{}", host.seen_as, super::cluster::free_port()?);
+        let text = |path: &std::path::Path| path.display().to_string();
+        let repository = repository.shown();
+        let own =
+            ["serve", "--repo", &repository, "--state", &text(&state), "--listen", &listen, "--data-listen", &data];
+        let options = own.iter().chain(options).map(|&word| word.to_owned()).collect();
+        let issued = program.succeed(["serve", "--state", &text(&state), "--issue-token", "tests"])?;
+        let token = scratch.join("server-token");
+        fs::write(&token, issued.stdout)?;
+        let mut server = Self { program, options, listen, token, fingerprint: String::new(), running: None };
+        server.start_again()?;
+        Ok(server)
+    }
+
+    /// Starts it again, after [`Self::kill`].
+    pub fn start_again(&mut self) -> Result<()> {
+        let run = self.program.command(&self.options).time_limit(Duration::from_secs(900));
+        let mut running = run.start()?;
+        running.wait_for_output("the services", |said| said.contains("serving on"))?;
+        let said = running.stdout_so_far()?;
+        self.fingerprint = said.trim().rsplit_once(' ').context("no fingerprint")?.1.to_owned();
+        self.running = Some(running);
+        Ok(())
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) -> Result<()> {
+        self.running.take().context("it does not run")?.kill().map(drop)
+    }
+
+    /// What it serves on.
+    pub fn url(&self) -> String {
+        format!("https://{}", self.listen)
+    }
+
+    /// A command that it carries out.
+    pub fn command<A: AsRef<str>>(&self, words: impl IntoIterator<Item = A>) -> Run {
+        let words: Vec<String> = words.into_iter().map(|word| word.as_ref().to_owned()).collect();
+        let token = self.token.display().to_string();
+        let ours = ["--server", &self.url(), "--token-file", &token].map(str::to_owned);
+        self.program.command([words, ours.to_vec()].concat()).time_limit(Duration::from_secs(300))
+    }
+
+    /// `restore --cluster main --to DIRECTORY` on `host`.
+    pub fn restore(&self, host: &TargetHost, to: &std::path::Path, options: &[&str]) -> Run {
+        let to = to.display().to_string();
+        let port = super::cluster::free_port().map_or_else(|_| "5499".to_owned(), |port| port.to_string());
+        let own = ["restore", "--cluster", "main", "--to", &to, "--port", &port];
+        let words = own.iter().chain(options).map(|&word| word.to_owned());
+        self.command(words.chain(host.options()))
+    }
+
+    /// Its sessions, finished ones too.
+    pub fn sessions(&self) -> Result<Vec<serde_json::Value>> {
+        let listed = self.command(["sessions", "--all", "--json"]).succeed()?.json()?;
+        Ok(listed.get("sessions").and_then(serde_json::Value::as_array).context("no sessions")?.clone())
+    }
+
+    /// Waits until its one session stands as `state` says.
+    pub fn wait_for(&self, state: &str) -> Result<serde_json::Value> {
+        let mut found = serde_json::Value::Null;
+        wait_until(&format!("a session that is {state}"), Duration::from_secs(180), || {
+            found = self.sessions()?.pop().context("no session")?;
+            Ok(found.get("state").and_then(serde_json::Value::as_str) == Some(state))
+        })?;
+        Ok(found)
+    }
+}
