@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! data_plane REPOSITORY [ROUND_TRIP_MS]    makes the repository (1 GiB, lz4 and then again raw) where there is none
+//! data_plane REPOSITORY sessions           the memory of a service with eight sessions, under TLS
 //! ```
 //!
 //! From the page cache to verified buffers, read in requests of 1 MiB by so many threads; beside it the same blocks read
@@ -10,6 +11,7 @@
 
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,7 +21,7 @@ use data::{Certificate, DataPlane, Leases, Settings};
 use engine::blocks::Scratch;
 use engine::codec::Compression;
 use engine::format::file::FileRecord;
-use engine::remote::{Access, Coverage, Forever, RemoteStore, Security};
+use engine::remote::{Access, Coverage, Forever, RemoteStore, Security, Token};
 use engine::repository::{Backup, Repository};
 use engine::store::{LocalStore, Store};
 use pghydrant_benches::backup::{directory, file, write};
@@ -36,10 +38,16 @@ const FILES: usize = 32;
 const FILE_BYTES: u64 = 32 << 20;
 const REQUEST_BYTES: usize = 1 << 20;
 const ROUNDS: usize = 3;
+const SESSIONS: usize = 8;
 
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let place = Path::new(words.first().map_or("/var/tmp/data-plane", String::as_str));
+    match words.get(1).map(String::as_str) {
+        Some("sessions") => return sessions(place),
+        Some("serve") => return serve(&place.join("raw")),
+        _ => {}
+    }
     let round_trip = words.get(1).map(|ms| Duration::from_millis(ms.parse().unwrap()));
     for (name, compression) in [("lz4", Compression::Lz4), ("raw", Compression::None)] {
         let root = place.join(name);
@@ -64,14 +72,73 @@ fn main() {
                 let relay = round_trip.map(|time| relay::Relay::start(plane.address(), time / 2));
                 let address = relay.as_ref().map_or(plane.address(), |relay| relay.address);
                 let access = Access { address, security, lease, token };
-                let store: Arc<dyn Store> = Arc::new(RemoteStore::connect(access, Arc::new(Forever)).unwrap());
-                let repository = Repository::with_store(Path::new("service"), store).unwrap();
-                let far = repository.cluster(backup.cluster.name()).unwrap().backup(&backup.info.label).unwrap();
+                let far = through(access, &backup);
                 let how = if encrypted { "TLS" } else { "plain" };
                 measure(&format!("{how}, {threads} threads"), &far, threads);
             }
         }
     }
+}
+
+/// Reads everything by eight sessions of four threads at once from a service in a process of its own.
+fn sessions(place: &Path) {
+    let backup = made(&place.join("raw"), Compression::None);
+    let program = std::env::current_exe().unwrap();
+    let mut child = std::process::Command::new(program)
+        .args([place.as_os_str(), "serve".as_ref()])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let accesses: Vec<_> = lines.by_ref().take(SESSIONS).map(|line| access_of(&line)).collect();
+    let memory = |field: &str| {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+        status.lines().find(|line| line.starts_with(field)).unwrap().to_owned()
+    };
+    println!("before: {}", memory("VmRSS"));
+    std::thread::scope(|scope| {
+        for access in accesses {
+            let backup = &backup;
+            scope.spawn(move || read(&through(access, backup), &files_of(backup), 4));
+        }
+    });
+    println!("after {SESSIONS} sessions: {}", memory("VmHWM"));
+    drop(child.stdin.take());
+    child.wait().unwrap();
+}
+
+/// Serves until stdin ends.
+fn serve(root: &Path) {
+    let backup = made(root, Compression::None);
+    let certificate = Certificate::make().unwrap();
+    let fingerprint = certificate.fingerprint();
+    let listen = (std::net::Ipv4Addr::LOCALHOST, 0).into();
+    let store = LocalStore::new(root);
+    let settings = Settings { listen, certificate: Some(certificate), store, bytes_a_second_max: None };
+    let plane = DataPlane::start(settings, Arc::default()).unwrap();
+    for _ in 0..SESSIONS {
+        let (lease, token) = plane.leases().issue(Coverage::of_backup(&backup).unwrap(), None).unwrap();
+        println!("{} {fingerprint} {lease} {}", plane.address(), token.to_hex());
+    }
+    std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
+}
+
+fn access_of(line: &str) -> Access {
+    let words: Vec<_> = line.split(' ').collect();
+    Access {
+        address: words[0].parse().unwrap(),
+        security: Security::Tls(words[1].parse().unwrap()),
+        lease: words[2].parse().unwrap(),
+        token: Token::from_hex(words[3]).unwrap(),
+    }
+}
+
+/// The backup, by way of the service.
+fn through(access: Access, backup: &Backup) -> Backup {
+    let store: Arc<dyn Store> = Arc::new(RemoteStore::connect(access, Arc::new(Forever)).unwrap());
+    let repository = Repository::with_store(Path::new("service"), store).unwrap();
+    repository.cluster(backup.cluster.name()).unwrap().backup(&backup.info.label).unwrap()
 }
 
 /// The backup in `root`, generated if there is none.
@@ -106,6 +173,10 @@ fn measure(what: &str, backup: &Backup, threads: usize) {
     }
     let gigabytes = bytes as f64 / 1e9;
     println!("  {what:<24} {:5.2} GB/s  {:5.3} CPU-s/GB", gigabytes / wall, cpu / gigabytes);
+}
+
+fn files_of(backup: &Backup) -> Vec<FileRecord> {
+    backup.manifest.files().map(Result::unwrap).filter(|file| file.bytes > 0).collect()
 }
 
 fn read(backup: &Backup, files: &[FileRecord], threads: usize) {

@@ -155,6 +155,16 @@ fn garbage_ends_the_connection_and_nothing_else() {
     connect(access).size("pghydrant.json").unwrap().unwrap();
 }
 
+/// What a machine leaves behind that lost its power in the middle of a request.
+#[test]
+fn half_of_a_request_is_not_waited_for_for_long() {
+    let plane = start(&sample());
+    let mut socket = greeted(&lease_all(&plane, Security::Plain));
+    socket.write_all(&Request::Size { key: "key".to_owned() }.to_frame(1)[..10]).unwrap();
+    assert!(is_cut_off(socket));
+    wait_for(&plane, |counts| counts.slow == 1 && counts.open == 0);
+}
+
 #[test]
 fn a_client_that_does_not_read_holds_up_nobody() {
     let directory = tempfile::tempdir().unwrap();
