@@ -123,6 +123,9 @@ fn finish(done: Option<(Arc<FileRecord>, Arc<OpenFile>)>, shared: &Shared<'_>) -
 pub fn can_share_with(backup: &Backup, directory: &Path) -> Result<Sharing> {
     let store = backup.cluster.repository().store();
     let packs = keys::packs(backup.cluster.name());
+    let no_file = || Error::NotFound("a pack that is a file of this machine".to_owned());
+    // A store elsewhere need not be asked which packs it has.
+    store.local_path(&packs).ok_or_else(no_file)?;
     let listed = store.list(&packs)?.into_iter().map(|entry| store.local_path(&entry.key));
     let packs = listed.collect::<Option<Vec<_>>>().unwrap_or_default();
     if packs.iter().any(|pack| pack.is_symlink()) {
@@ -131,6 +134,6 @@ pub fn can_share_with(backup: &Backup, directory: &Path) -> Result<Sharing> {
     let is_whole = |pack: &&PathBuf| pack.metadata().is_ok_and(|found| found.len() >= DIRECT_BYTES as u64);
     match packs.iter().find(is_whole) {
         Some(pack) => can_share(pack, DIRECT_BYTES as u64, directory),
-        None => Err(Error::NotFound("a pack that is a file of this machine".to_owned())),
+        None => Err(no_file()),
     }
 }

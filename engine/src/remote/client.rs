@@ -22,7 +22,8 @@ use crate::{Error, Result};
 /// Connections of one client. One alone carries no more than the kernel's receive window (6 MiB unless set otherwise) a
 /// round trip, and its encryption takes no more than one core a side: eight are enough for 1 GB/s at 20 ms.
 const CONNECTIONS_MAX: usize = 8;
-/// Pauses between two tries to connect grow from the first to the last.
+/// The second try is made at once: the service may only have closed what was idle. Pauses before those that follow grow
+/// from the first to the last.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// How often whoever waits between two tries looks around.
@@ -129,7 +130,7 @@ impl RemoteStore {
             return Err(Error::Refused(format!("\"{}\" is not a key of a store", key.escape_debug())));
         }
         let began = Instant::now();
-        let mut pause = PAUSE_MIN;
+        let mut pause = Duration::ZERO;
         loop {
             let called = self.connection().and_then(|connection| {
                 sink.begin_again();
@@ -137,7 +138,11 @@ impl RemoteStore {
             });
             let why = match called {
                 Ok(()) => return Ok(()),
-                Err(Fault::Lost(why)) => why.to_string(),
+                Err(Fault::Lost(why)) => {
+                    // Those that nobody reads from have most likely gone the same way.
+                    self.pool().open.retain(|connection| connection.in_flight().is_some_and(|calls| calls > 0));
+                    why.to_string()
+                }
                 Err(Fault::Failed(Failure { code: FailureCode::Busy, detail, .. })) => detail,
                 Err(Fault::Failed(failure)) => return Err(self.error(key, failure)),
                 Err(Fault::NotLetIn(FailureCode::Ended, why)) => {
@@ -152,7 +157,7 @@ impl RemoteStore {
                 let detail = format!("given up after {waited} s without the mount service: {why}");
                 return Err(Error::io("read", self.describe(key), std::io::Error::other(detail)));
             }
-            pause = (pause * 2).min(PAUSE_MAX);
+            pause = (pause * 2).clamp(PAUSE_MIN, PAUSE_MAX);
         }
     }
 

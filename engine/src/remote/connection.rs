@@ -8,6 +8,7 @@
 //! was told.
 
 use std::collections::BTreeMap;
+use std::net::{Shutdown, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -36,6 +37,7 @@ impl Fault {
 
 pub(super) struct Connection {
     writer: Mutex<Writer>,
+    socket: TcpStream,
     state: Mutex<State>,
     /// A request was answered.
     room: Condvar,
@@ -63,8 +65,10 @@ impl Connection {
     pub(super) fn open(access: &Access) -> Result<Self, Fault> {
         let (writer, reader, requests_max) = stream::open(access)?;
         let state = State { reader: Some(Box::new(reader)), ..State::default() };
+        let socket = writer.socket().map_err(|cause| Fault::lost(cause.to_string()))?;
         Ok(Self {
             writer: Mutex::new(writer),
+            socket,
             state: Mutex::new(state),
             room: Condvar::new(),
             requests_max: usize::from(requests_max),
@@ -210,10 +214,8 @@ impl Connection {
         }
         self.room.notify_all();
         drop(state);
-        // Whoever sends holds the lock: it sees by itself that the connection is gone.
-        if let Ok(writer) = self.writer.try_lock() {
-            writer.hang_up();
-        }
+        // Wakes whoever reads or writes; one that is not connected any more has woken them already.
+        let _ = self.socket.shutdown(Shutdown::Both);
         fault
     }
 

@@ -136,10 +136,9 @@ impl Writer {
         self.socket.write_all(&ciphertext)
     }
 
-    /// Wakes whoever reads.
-    pub(super) fn hang_up(&self) {
-        // One that is not connected any more has woken them already.
-        let _ = self.socket.shutdown(std::net::Shutdown::Both);
+    /// The same socket, for whoever hangs up while somebody else sends.
+    pub(super) fn socket(&self) -> io::Result<TcpStream> {
+        self.socket.try_clone()
     }
 }
 

@@ -21,9 +21,13 @@ pub(crate) struct Certificate {
 impl Certificate {
     /// A new one.
     pub(crate) fn make() -> io::Result<Self> {
+        Self::from_pem(Self::make_pem()?.as_bytes())
+    }
+
+    /// A new one as text, private key included: for whoever keeps it.
+    pub(crate) fn make_pem() -> io::Result<String> {
         let made = rcgen::generate_simple_self_signed([NAME.to_owned()]).map_err(io::Error::other)?;
-        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).map_err(io::Error::other)?;
-        Ok(Self { certificate: made.cert.der().clone(), key })
+        Ok(made.cert.pem() + &made.signing_key.serialize_pem())
     }
 
     /// The one in `pem`: certificate and private key, one behind the other.
@@ -53,10 +57,9 @@ mod tests {
 
     #[test]
     fn a_certificate_comes_back_from_its_text() {
-        let made = rcgen::generate_simple_self_signed([NAME.to_owned()]).unwrap();
-        let pem = made.cert.pem() + &made.signing_key.serialize_pem();
+        let pem = Certificate::make_pem().unwrap();
         let read = Certificate::from_pem(pem.as_bytes()).unwrap();
-        assert_eq!(read.fingerprint(), Fingerprint::of(made.cert.der()));
+        assert_eq!(read.fingerprint(), Certificate::from_pem(pem.as_bytes()).unwrap().fingerprint());
         read.server_config().unwrap();
         assert!(Certificate::from_pem(b"none").is_err());
         assert_ne!(Certificate::make().unwrap().fingerprint(), Certificate::make().unwrap().fingerprint());

@@ -47,7 +47,7 @@ use metrics::Metrics;
 const WORKERS_MAX: usize = 4;
 /// Memory for pieces on their way from the disk to a socket, of all workers together.
 const PIECES_BYTES_MAX: usize = 64 << 20;
-/// Pieces of one connection that are read or wait to be sent.
+/// Pieces of one connection that are read or wait to be sent, behind the one that is sent.
 const PIECES_AHEAD: usize = 4;
 /// Connections in all, of whoever: so many that a thousand which say nothing keep nobody out.
 const CONNECTIONS_MAX: usize = 1536;
@@ -76,7 +76,7 @@ const LEASE_BYTES: usize = 8 << 20;
 const _: () =
     assert!(PIECES_BYTES_MAX + 8 * (LEASE_CONNECTIONS_MAX / 2 * CONNECTION_BYTES + LEASE_BYTES) < MEMORY_BYTES_MAX);
 // One lease whose client reads nothing leaves buffers to the others.
-const _: () = assert!(LEASE_CONNECTIONS_MAX * PIECES_AHEAD * FRAME_BYTES < PIECES_BYTES_MAX);
+const _: () = assert!(LEASE_CONNECTIONS_MAX * (PIECES_AHEAD + 1) * FRAME_BYTES < PIECES_BYTES_MAX / 2);
 const _: () = assert!(CONNECTIONS_MAX > 8 * LEASE_CONNECTIONS_MAX + 1000);
 
 /// What a data plane is started with.

@@ -21,9 +21,13 @@ fn greeted(access: &Access) -> TcpStream {
 
 fn is_cut_off(mut socket: TcpStream) -> bool {
     socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-    match socket.read(&mut [0; 64]) {
-        Ok(bytes) => bytes == 0,
-        Err(cause) => cause.kind() == ErrorKind::ConnectionReset,
+    loop {
+        match socket.read(&mut [0; 64]) {
+            Ok(bytes) => return bytes == 0,
+            // A timeout of its own makes a socket's reads interruptible.
+            Err(cause) if cause.kind() == ErrorKind::Interrupted => {}
+            Err(cause) => return cause.kind() == ErrorKind::ConnectionReset,
+        }
     }
 }
 
@@ -155,6 +159,16 @@ fn garbage_ends_the_connection_and_nothing_else() {
     connect(access).size("pghydrant.json").unwrap().unwrap();
 }
 
+/// What a machine leaves behind that lost its power in the middle of a request.
+#[test]
+fn half_of_a_request_is_not_waited_for_for_long() {
+    let plane = start(&sample());
+    let mut socket = greeted(&lease_all(&plane, Security::Plain));
+    socket.write_all(&Request::Size { key: "key".to_owned() }.to_frame(1)[..10]).unwrap();
+    assert!(is_cut_off(socket));
+    wait_for(&plane, |counts| counts.slow == 1 && counts.open == 0);
+}
+
 #[test]
 fn a_client_that_does_not_read_holds_up_nobody() {
     let directory = tempfile::tempdir().unwrap();
@@ -178,6 +192,9 @@ fn a_client_that_does_not_read_holds_up_nobody() {
     assert_eq!(other.get("key", 32 << 20).unwrap().len(), 32 << 20);
     // Back-pressure: far less was read for them than they have asked for.
     assert!(plane.counts().bytes < (lazy.len() as u64 * 128) << 19, "{:?}", plane.counts());
+    // Nor does it hold what it has for ever.
+    wait_for(&plane, |counts| counts.slow == lazy.len() as u64);
+    assert_eq!(other.get("pghydrant", 0).unwrap_err().raw_os_error(), Some(libc::ENOENT));
 }
 
 #[test]

@@ -80,6 +80,41 @@ fn a_service_that_is_started_again_is_gone_on_with() {
     assert!(reader.join().unwrap() == contents(&backup).unwrap());
 }
 
+/// Eight rounds of 64 threads with a round trip of 40 ms: one after the other they would take 20 seconds.
+#[test]
+fn round_trips_of_many_readers_pass_at_the_same_time() {
+    const DELAY: Duration = Duration::from_millis(20);
+    let directory = tempfile::tempdir().unwrap();
+    LocalStore::new(directory.path()).put("key", &[7; 4096], Existing::Refuse).unwrap();
+    let plane = start(directory.path());
+    let relay = Relay::start(plane.address(), DELAY);
+    let store = connect(Access { address: relay.address, ..lease_all(&plane, Security::Plain) });
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..64 {
+            scope.spawn(|| (0..8).for_each(|_| store.read_at("key", 0, &mut [0; 4096]).unwrap()));
+        }
+    });
+    assert!(began.elapsed() < 2 * DELAY * 64 * 8 / 4, "{:?}", began.elapsed());
+    assert!(began.elapsed() > 2 * DELAY * 8, "the relay does not delay");
+    assert!(plane.counts().let_in <= 8);
+}
+
+#[test]
+fn connections_that_the_service_has_closed_are_opened_again_at_once() {
+    let backup = backups(&sample()).remove(0);
+    let plane = start(&sample());
+    let relay = Relay::start(plane.address(), Duration::ZERO);
+    let store = connect(Access { address: relay.address, ..lease(&plane, Security::Plain, &backup) });
+    let far = remote(&backup, &store).unwrap();
+    std::thread::scope(|scope| {
+        (0..8).for_each(|_| drop(scope.spawn(|| contents(&far).unwrap())));
+    });
+    relay.cut();
+    contents(&far).unwrap();
+    assert!(store.counters().lost <= 2, "{:?}", store.counters());
+}
+
 #[test]
 fn a_client_goes_on_with_another_access() {
     let backup = backups(&sample()).remove(1);

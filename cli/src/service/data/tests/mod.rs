@@ -139,6 +139,9 @@ fn every_file_of_a_backup_is_read_through_the_service_as_it_is() {
         remote.manifest.verify_all().unwrap();
         assert_eq!(remote.cluster.labels().unwrap(), backup.cluster.labels().unwrap());
         assert_eq!(remote.cluster.repository().clusters().unwrap(), [backup.cluster.name().clone()]);
+        // Blocks are shared with files of this machine only, and the service need not be asked for that.
+        let shared = engine::hydration::can_share_with(&remote, Path::new("/"));
+        assert!(matches!(shared, Err(Error::NotFound(_))), "{shared:?}");
     }
     assert_eq!(plane.counts().refused_requests, 0);
 }
