@@ -184,7 +184,7 @@ fn what_cannot_be_done_over_there_is_refused_with_one_line() -> Result<()> {
     let nobody = format!("root@{}", stage.host.seen_as);
     // Refused before anything is sent anywhere.
     with(&[])?.expect_code(2)?.expect_stderr(&["--target [USER@]HOST[:PORT]"])?;
-    with(&["--target", "-oProxyCommand=touch x"])?.expect_code(2)?.expect_stderr(&["is not a target"])?;
+    with(&["--target=-oProxyCommand=touch x"])?.expect_code(2)?.expect_stderr(&["is not a target"])?;
     with(&["--target", &address, "--ssh-option", "ProxyCommand=id"])?
         .expect_code(2)?
         .expect_stderr(&["may not set"])?;

@@ -160,6 +160,10 @@ impl Output {
         if event == EXIT {
             return said.get("code").and_then(Value::as_u64).and_then(|code| u8::try_from(code).ok());
         }
+        // How each attempt ended is for the mount server.
+        if event == "ended" {
+            return None;
+        }
         if self.is_json() {
             if let Value::Object(fields) = &mut said {
                 fields.remove(TEXT);

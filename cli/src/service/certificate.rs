@@ -19,7 +19,6 @@ use crate::exit::{Exit, Failure};
 pub(super) struct Certificate {
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
-    paths: (PathBuf, PathBuf),
 }
 
 impl Certificate {
@@ -34,7 +33,7 @@ impl Certificate {
             return Err(Failure::new(Exit::Usage, format!("{} holds no certificate", chain.display())).into());
         }
         let read = PrivateKeyDer::from_pem_file(key).map_err(|cause| refuse(key, cause))?;
-        Ok(Self { chain: certificates, key: read, paths: (chain.to_owned(), key.to_owned()) })
+        Ok(Self { chain: certificates, key: read })
     }
 
     /// The one that was made on the first start in `directory`, or makes it.
@@ -45,16 +44,10 @@ impl Certificate {
             Err(cause) if cause.kind() == ErrorKind::NotFound => {}
             Err(cause) => return Err(engine::Error::io("examine", &chain, cause).into()),
         }
-        let pair = rcgen::KeyPair::generate().context("cannot make a key")?;
-        let mut parameters = rcgen::CertificateParams::new(vec![NAME.to_owned()])?;
-        parameters.distinguished_name = rcgen::DistinguishedName::new();
-        parameters.distinguished_name.push(rcgen::DnType::CommonName, NAME);
-        parameters.not_before = rcgen::date_time_ymd(2000, 1, 1);
-        parameters.not_after = rcgen::date_time_ymd(9999, 12, 31);
-        let made = parameters.self_signed(&pair).context("cannot make a certificate")?;
+        let (certificate, private) = make()?;
         // The key first: without the certificate beside it, it is made anew.
-        durable::write_atomically(&key, pair.serialize_pem().as_bytes(), 0o600)?;
-        durable::write_atomically(&chain, made.pem().as_bytes(), 0o644)?;
+        durable::write_atomically(&key, private.as_bytes(), 0o600)?;
+        durable::write_atomically(&chain, certificate.as_bytes(), 0o644)?;
         Self::read(&chain, &key)
     }
 
@@ -67,22 +60,36 @@ impl Certificate {
         Fingerprint::of(&self.chain[0])
     }
 
-    /// The same, for the data plane.
-    pub(super) fn for_data(&self) -> anyhow::Result<super::data::Certificate> {
-        let pem = [std::fs::read(&self.paths.0)?, std::fs::read(&self.paths.1)?].concat();
-        Ok(super::data::Certificate::from_pem(&pem)?)
+    /// One that is kept nowhere.
+    #[cfg(test)]
+    pub(super) fn make() -> anyhow::Result<Self> {
+        let (certificate, private) = make()?;
+        let certificate = CertificateDer::from_pem_slice(certificate.as_bytes())?;
+        Ok(Self { chain: vec![certificate], key: PrivateKeyDer::from_pem_slice(private.as_bytes())? })
     }
 
     /// TLS as the service speaks it: 1.3 alone.
-    pub(super) fn server_config(self) -> anyhow::Result<Arc<rustls::ServerConfig>> {
+    pub(super) fn server_config(&self) -> anyhow::Result<Arc<rustls::ServerConfig>> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = rustls::ServerConfig::builder_with_provider(provider);
         let builder = builder.with_protocol_versions(&[&rustls::version::TLS13])?.with_no_client_auth();
-        let config = builder.with_single_cert(self.chain, self.key);
+        let config = builder.with_single_cert(self.chain.clone(), self.key.clone_key());
         Ok(Arc::new(
             config.map_err(|cause| Failure::new(Exit::Usage, format!("the certificate cannot serve: {cause}")))?,
         ))
     }
+}
+
+/// A certificate that vouches for nobody, and its key: both as PEM.
+fn make() -> anyhow::Result<(String, String)> {
+    let pair = rcgen::KeyPair::generate().context("cannot make a key")?;
+    let mut parameters = rcgen::CertificateParams::new(vec![NAME.to_owned()])?;
+    parameters.distinguished_name = rcgen::DistinguishedName::new();
+    parameters.distinguished_name.push(rcgen::DnType::CommonName, NAME);
+    parameters.not_before = rcgen::date_time_ymd(2000, 1, 1);
+    parameters.not_after = rcgen::date_time_ymd(9999, 12, 31);
+    let made = parameters.self_signed(&pair).context("cannot make a certificate")?;
+    Ok((made.pem(), pair.serialize_pem()))
 }
 
 /// Nobody looks for a host of this name: the fingerprint is what counts.

@@ -34,6 +34,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::commands::{self, Asked};
 use super::https::Refused;
+use super::plane::MountService;
 use super::sessions::{Follower, Record, Sessions, State};
 use super::tokens::Tokens;
 use super::{metrics, page};
@@ -52,6 +53,7 @@ pub(super) struct Control {
     pub(super) state: PathBuf,
     pub(super) tokens: Tokens,
     pub(super) sessions: Arc<Sessions>,
+    pub(super) plane: Arc<MountService>,
     pub(super) refused: Arc<Refused>,
 }
 
@@ -338,7 +340,7 @@ async fn order(
 }
 
 async fn measured(Shared(control): Shared<Arc<Control>>) -> Response {
-    let text = metrics::text(&control.sessions.records(), &control.refused);
+    let text = metrics::text(&control.sessions.records(), &control.refused, &control.plane.measured());
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
 }
 

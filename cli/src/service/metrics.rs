@@ -3,13 +3,15 @@
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use engine::units::SessionId;
 use serde_json::Value;
 
 use super::https::Refused;
+use super::plane::Measured;
 use super::sessions::{Record, State};
 
 /// The text format, version 0.0.4.
-pub(super) fn text(records: &[Record], refused: &Refused) -> String {
+pub(super) fn text(records: &[Record], refused: &Refused, plane: &Measured) -> String {
     let mut out = String::new();
     let mut family = |name: &str, kind: &str, help: &str, lines: Vec<(String, f64)>| {
         // Writing to a string does not fail.
@@ -54,6 +56,31 @@ pub(super) fn text(records: &[Record], refused: &Refused) -> String {
             counted(&refused.unauthorized, "token"),
         ],
     );
+    let counts = &plane.counts;
+    let whole = |value: u64| vec![(String::new(), value as f64)];
+    family("pghydrant_data_connections", "gauge", "Connections of the data plane.", whole(counts.open));
+    family("pghydrant_data_requests_total", "counter", "Requests of the data plane.", whole(counts.requests));
+    family("pghydrant_data_bytes_total", "counter", "Bytes of blocks sent.", whole(counts.bytes));
+    let sent = |(session, bytes): &(SessionId, u64)| (format!("{{session=\"{session}\"}}"), *bytes as f64);
+    let sent = plane.sent.iter().map(sent).collect();
+    family("pghydrant_session_bytes_sent", "gauge", "Bytes of blocks sent for a session.", sent);
+    let why = [
+        ("lease", counts.refused_requests),
+        ("failed", counts.failed_requests),
+        ("too_many", counts.too_many),
+        ("token", counts.not_let_in),
+        ("garbage", counts.garbage),
+        ("slow", counts.slow),
+        ("idle", counts.idle),
+    ];
+    family(
+        "pghydrant_data_refused_total",
+        "counter",
+        "Connections and requests of the data plane that came to nothing.",
+        why.map(|(why, count)| (format!("{{why=\"{why}\"}}"), count as f64)).to_vec(),
+    );
+    let let_in = whole(counts.let_in);
+    family("pghydrant_data_let_in_total", "counter", "Connections of the data plane with a good lease.", let_in);
     out
 }
 

@@ -14,7 +14,6 @@ mod address;
 mod certificate;
 mod commands;
 pub(crate) mod control;
-#[allow(dead_code)]
 mod data;
 mod https;
 mod metrics;
@@ -42,7 +41,7 @@ use crate::exit::{Exit, Failure};
 use crate::options::RepositoryOption;
 use certificate::Certificate;
 use control::Control;
-use plane::MountService;
+use plane::{MountService, Plane};
 use sessions::{Policy, Sessions};
 use tokens::Tokens;
 
@@ -133,11 +132,11 @@ async fn serve(
     tokens: Tokens,
 ) -> anyhow::Result<Exit> {
     let fingerprint = certificate.fingerprint();
-    let (security, data_certificate) = match arguments.data_plane {
-        Protection::Tls => (Security::Tls(fingerprint), Some(certificate.for_data()?)),
+    let tls = certificate.server_config()?;
+    let (security, data_tls) = match arguments.data_plane {
+        Protection::Tls => (Security::Tls(fingerprint), Some(Arc::clone(&tls))),
         Protection::Plain => (Security::Plain, None),
     };
-    let tls = certificate.server_config()?;
     let listener = listen(arguments.listen).await?;
     let policy = Policy {
         retries: arguments.retries,
@@ -148,7 +147,7 @@ async fn serve(
     let rate_limit = context.rate_limit(arguments.rate_limit.as_deref())?;
     let settings = data::Settings {
         listen: arguments.data_listen,
-        certificate: data_certificate,
+        tls: data_tls,
         store: LocalStore::new(&repository),
         bytes_a_second_max: rate_limit,
     };
@@ -158,10 +157,10 @@ async fn serve(
     let patience = arguments.retry_every.saturating_mul(arguments.retries).max(PATIENCE_MIN);
     let plane = MountService::new(data, Repository::open(&repository)?, security, patience, None, &directory)?;
     let plane = Arc::new(plane);
-    let sessions = Sessions::open(&directory, policy, plane)?;
+    let sessions = Sessions::open(&directory, policy, Arc::clone(&plane) as Arc<dyn Plane>)?;
     let refused = Arc::default();
     let issued = tokens.count()?;
-    let control = Control { repository, state, tokens, sessions, refused: Arc::clone(&refused) };
+    let control = Control { repository, state, tokens, sessions, plane, refused: Arc::clone(&refused) };
     let address = listener.local_addr().context("cannot tell where it listens")?;
     let text = format!("serving on https://{address}, blocks on {data_address}, certificate {fingerprint}");
     let object = json!({

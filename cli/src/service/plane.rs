@@ -19,7 +19,7 @@ use engine::units::{BackupLabel, ClusterName, SessionId};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::data::{DataPlane, Leases};
+use super::data::{Counts, DataPlane, Leases};
 use crate::exit::{Exit, Failure};
 
 /// The mount service, as the recovery service sees it.
@@ -42,6 +42,14 @@ struct Kept {
     token: String,
     /// What the session has chosen.
     backup: Option<BackupLabel>,
+}
+
+/// Figures of the data plane.
+#[derive(Debug, Default)]
+pub(super) struct Measured {
+    pub(super) counts: Counts,
+    /// Bytes of data by session.
+    pub(super) sent: Vec<(SessionId, u64)>,
 }
 
 /// The mount service of this process.
@@ -77,6 +85,13 @@ impl MountService {
             }
         }
         Ok(service)
+    }
+
+    /// What was sent, to whom, and whom it has cut off.
+    pub(super) fn measured(&self) -> Measured {
+        let leases = self.plane.leases();
+        let sent = |kept: &Kept| Some((kept.session.clone(), leases.bytes_sent(&kept.lease.parse().ok()?)?));
+        Measured { counts: self.plane.counts(), sent: self.locked().values().filter_map(sent).collect() }
     }
 
     fn offer(&self, kept: &Kept) -> anyhow::Result<()> {

@@ -52,6 +52,7 @@ pub(crate) struct Lease {
 /// What a lease covers.
 #[derive(Debug)]
 pub(super) enum Covered {
+    #[cfg(test)]
     Backup(Coverage),
     /// One backup of a cluster: the one whose manifest is asked for first.
     Choice(Box<Choice>),
@@ -80,6 +81,7 @@ impl Covered {
     /// What may be read now; none where that is everything.
     pub(super) fn coverage(&self) -> Option<&Coverage> {
         match self {
+            #[cfg(test)]
             Self::Backup(coverage) => Some(coverage),
             Self::Choice(choice) => Some(choice.chosen.get().unwrap_or(&choice.before)),
             #[cfg(test)]
@@ -89,11 +91,16 @@ impl Covered {
 
     /// Takes note of the choice, if `key` is one. Whoever cannot be given what it chose is refused as by any lease.
     pub(super) async fn choose(&self, key: &str) {
-        let Self::Choice(choice) = self else { return };
-        let Some(label) = choice.before.manifest(key) else { return };
-        if choice.chosen.get().is_some() || choice.only.as_ref().is_some_and(|only| *only != label) {
+        let choice = match self {
+            Self::Choice(choice) => choice,
+            #[cfg(test)]
+            Self::Backup(_) | Self::Everything => return,
+        };
+        if choice.chosen.get().is_some() {
             return;
         }
+        // Of what an earlier run has seen chosen, the client may know the manifest already.
+        let Some(label) = choice.only.clone().or_else(|| choice.before.manifest(key)) else { return };
         let (cluster, chosen) = (choice.cluster.clone(), label.clone());
         // All of the manifest is read: not on the thread that serves others.
         let look = || tokio::task::spawn_blocking(move || Coverage::of_backup(&cluster.backup(&chosen)?));
@@ -120,6 +127,7 @@ pub(super) struct Admitted {
 }
 
 impl Leases {
+    #[cfg(test)]
     /// A new lease: its number and its token, which is kept by nobody here. `bytes_a_second_max` is what its clients
     /// together get.
     pub(crate) fn issue(
@@ -130,6 +138,7 @@ impl Leases {
         self.issue_covered(Covered::Backup(coverage), bytes_a_second_max)
     }
 
+    #[cfg(test)]
     pub(super) fn issue_covered(
         &self,
         coverage: Covered,
@@ -145,6 +154,7 @@ impl Leases {
         blake3::hash(token.bytes())
     }
 
+    #[cfg(test)]
     /// A lease that an earlier run of the service has issued.
     pub(crate) fn issue_again(
         &self,

@@ -15,7 +15,6 @@
 //!
 //! Always true: no byte is sent that the lease of the connection does not cover, or after the lease has ended.
 
-mod certificate;
 mod connection;
 mod files;
 mod greeting;
@@ -38,7 +37,6 @@ use engine::store::LocalStore;
 use engine::throttle::Throttle;
 use tokio::sync::watch;
 
-pub(crate) use certificate::Certificate;
 pub(crate) use leases::Leases;
 pub(crate) use metrics::Counts;
 use metrics::Metrics;
@@ -83,8 +81,8 @@ const _: () = assert!(CONNECTIONS_MAX > 8 * LEASE_CONNECTIONS_MAX + 1000);
 pub(crate) struct Settings {
     /// Where it listens.
     pub(crate) listen: SocketAddr,
-    /// The certificate of its TLS; without one it speaks plain.
-    pub(crate) certificate: Option<Certificate>,
+    /// Its TLS; without, it speaks plain.
+    pub(crate) tls: Option<Arc<rustls::ServerConfig>>,
     /// The repository.
     pub(crate) store: LocalStore,
     /// What all clients together get a second.
@@ -114,11 +112,10 @@ impl DataPlane {
     pub(crate) fn start(settings: Settings, leases: Arc<Leases>) -> io::Result<Self> {
         let listener = TcpListener::bind(settings.listen)?;
         let address = listener.local_addr()?;
-        let tls = settings.certificate.map(|certificate| certificate.server_config()).transpose()?;
         let metrics = Arc::<Metrics>::default();
         let shared = Arc::new(Shared {
             store: settings.store,
-            tls: tls.map(Into::into),
+            tls: settings.tls.map(Into::into),
             leases: Arc::clone(&leases),
             metrics: Arc::clone(&metrics),
             throttle: settings.bytes_a_second_max.map(Throttle::new),

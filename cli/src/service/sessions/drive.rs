@@ -119,6 +119,12 @@ impl Sessions {
             Err(trouble) => return trouble.into(),
         };
         if !live.record().begun {
+            // What an earlier attempt has begun, and lost, may run on there: not beside this one.
+            if !live.is_untouched()
+                && let Err(trouble) = agent.stop().await
+            {
+                return trouble.into();
+            }
             let repository = match self.plane.lease(&id, &cluster, agent.seen_as.as_deref()) {
                 Ok(repository) => repository,
                 Err(error) => return Ended::Refused(Failure::new(Failure::exit_of(&error), format!("{error:#}"))),

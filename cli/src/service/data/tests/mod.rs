@@ -12,8 +12,9 @@ use engine::repository::{Backup, Repository};
 use engine::store::{Existing, LocalStore, Store};
 use engine::{Error, Result};
 
+use super::super::certificate::Certificate;
 use super::leases::Covered;
-use super::{Certificate, Counts, DataPlane, Leases, Settings};
+use super::{Counts, DataPlane, Leases, Settings};
 
 #[allow(dead_code, unreachable_pub)]
 #[path = "../../../../../benches/backup.rs"]
@@ -32,7 +33,7 @@ fn sample() -> PathBuf {
 fn settings(root: &Path) -> Settings {
     Settings {
         listen: (std::net::Ipv4Addr::LOCALHOST, 0).into(),
-        certificate: None,
+        tls: None,
         store: LocalStore::new(root),
         bytes_a_second_max: None,
     }
@@ -46,7 +47,7 @@ fn start(root: &Path) -> DataPlane {
 fn start_tls(root: &Path) -> (DataPlane, Security) {
     let certificate = Certificate::make().unwrap();
     let security = Security::Tls(certificate.fingerprint());
-    let settings = Settings { certificate: Some(certificate), ..settings(root) };
+    let settings = Settings { tls: Some(certificate.server_config().unwrap()), ..settings(root) };
     (DataPlane::start(settings, Arc::default()).unwrap(), security)
 }
 
