@@ -17,11 +17,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use data::{Certificate, DataPlane, Leases, Settings};
+use data::{DataPlane, Leases, Settings};
 use engine::blocks::Scratch;
 use engine::codec::Compression;
 use engine::format::file::FileRecord;
-use engine::remote::{Access, Coverage, Forever, RemoteStore, Security, Token};
+use engine::remote::{Access, Fingerprint, Forever, LeaseId, RemoteStore, Security, Token};
 use engine::repository::{Backup, Repository};
 use engine::store::{LocalStore, Store};
 use pghydrant_benches::backup::{directory, file, write};
@@ -61,14 +61,13 @@ fn main() {
                 measure(&format!("directory, {threads} threads"), &backup, threads);
             }
             for encrypted in [false, true] {
-                let certificate = encrypted.then(|| Certificate::make().unwrap());
-                let security = certificate.as_ref().map_or(Security::Plain, |one| Security::Tls(one.fingerprint()));
+                let (tls, fingerprint) = encrypted.then(certificate).unzip();
+                let security = fingerprint.map_or(Security::Plain, Security::Tls);
                 let store = LocalStore::new(&root);
                 let listen = (std::net::Ipv4Addr::LOCALHOST, 0).into();
-                let settings = Settings { listen, certificate, store, bytes_a_second_max: None };
+                let settings = Settings { listen, tls, store, bytes_a_second_max: None };
                 let plane = DataPlane::start(settings, Arc::<Leases>::default()).unwrap();
-                let coverage = Coverage::of_backup(&backup).unwrap();
-                let (lease, token) = plane.leases().issue(coverage, None).unwrap();
+                let (lease, token) = offer(&plane, &backup);
                 let relay = round_trip.map(|time| relay::Relay::start(plane.address(), time / 2));
                 let address = relay.as_ref().map_or(plane.address(), |relay| relay.address);
                 let access = Access { address, security, lease, token };
@@ -111,17 +110,35 @@ fn sessions(place: &Path) {
 /// Serves until stdin ends.
 fn serve(root: &Path) {
     let backup = made(root, Compression::None);
-    let certificate = Certificate::make().unwrap();
-    let fingerprint = certificate.fingerprint();
+    let (tls, fingerprint) = certificate();
     let listen = (std::net::Ipv4Addr::LOCALHOST, 0).into();
     let store = LocalStore::new(root);
-    let settings = Settings { listen, certificate: Some(certificate), store, bytes_a_second_max: None };
+    let settings = Settings { listen, tls: Some(tls), store, bytes_a_second_max: None };
     let plane = DataPlane::start(settings, Arc::default()).unwrap();
     for _ in 0..SESSIONS {
-        let (lease, token) = plane.leases().issue(Coverage::of_backup(&backup).unwrap(), None).unwrap();
+        let (lease, token) = offer(&plane, &backup);
         println!("{} {fingerprint} {lease} {}", plane.address(), token.to_hex());
     }
     std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
+}
+
+/// A certificate for one run.
+fn certificate() -> (Arc<rustls::ServerConfig>, Fingerprint) {
+    let made = rcgen::generate_simple_self_signed(["bench".to_owned()]).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ServerConfig::builder_with_provider(provider);
+    let builder = builder.with_protocol_versions(&[&rustls::version::TLS13]).unwrap().with_no_client_auth();
+    let config = builder.with_single_cert(vec![made.cert.der().clone()], key).unwrap();
+    (Arc::new(config), Fingerprint::of(made.cert.der()))
+}
+
+/// A lease of the backup.
+fn offer(plane: &DataPlane, backup: &Backup) -> (LeaseId, Token) {
+    let (lease, token) = Leases::number().unwrap();
+    let (cluster, only) = (backup.cluster.clone(), Some(backup.info.label.clone()));
+    plane.leases().offer((lease, Leases::hash(&token)), cluster, only, None, Box::new(|_| ()));
+    (lease, token)
 }
 
 fn access_of(line: &str) -> Access {

@@ -161,12 +161,12 @@ impl Sessions {
             }
             // Tried again at once; who asked follows what is going on anyway.
             (Order::Restore, State::Retrying) => {
-                live.hurry.notify_waiters();
+                live.hurry.notify_one();
                 return live.events.follow(from);
             }
             (Order::Cancel, state) if state.is_active() => {
                 live.cancelled.store(true, Ordering::Release);
-                live.hurry.notify_waiters();
+                live.hurry.notify_one();
                 return live.events.follow(from);
             }
             _ => {}
