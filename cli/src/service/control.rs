@@ -149,7 +149,8 @@ impl Control {
     /// A verb on the repository, in a process of its own, which ends with who asked.
     fn run(&self, words: &[String]) -> anyhow::Result<Response> {
         let mut command = Command::new("/proc/self/exe");
-        command.arg("--relay").arg("--state").arg(&self.state).args(words).env("PGHYDRANT_REPO", &self.repository);
+        // By a flag: this user's settings may name a mount server, and it would be this one.
+        command.arg("--relay").arg("--state").arg(&self.state).args(words).arg("--repo").arg(&self.repository);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).current_dir("/").kill_on_drop(true);
         let mut child = command.spawn()?;
         let stdout = child.stdout.take().ok_or_else(|| anyhow::anyhow!("a process without output"))?;
