@@ -86,10 +86,9 @@ impl TargetHost {
 
     /// Options of `restore` that lead there.
     pub fn options(&self) -> Vec<String> {
-        let known = format!("UserKnownHostsFile={}", self.known.display());
         let identity = self.identity.display().to_string();
         let target = format!("root@{}", self.address);
-        ["--target", &target, "--identity", &identity, "--ssh-option", &known].map(str::to_owned).to_vec()
+        ["--target", &target, "--identity", &identity, "--ssh-option", "ConnectTimeout=10"].map(str::to_owned).to_vec()
     }
 
     /// Pulls the cable out.

@@ -22,7 +22,8 @@ pub(crate) struct Target {
 }
 
 /// What a client may set. Not here: everything that names a command (ProxyCommand, LocalCommand, KnownHostsCommand,
-/// Match, Include), a library (PKCS11Provider, SecurityKeyProvider) or that turns host keys off.
+/// Match, Include), a library (PKCS11Provider, SecurityKeyProvider), that turns host keys off, or that says where they are
+/// looked up: they are all that proves who gets a lease.
 const OPTIONS: &[&str] = &[
     "addressfamily",
     "bindaddress",
@@ -34,7 +35,6 @@ const OPTIONS: &[&str] = &[
     "connectionattempts",
     "connecttimeout",
     "hostkeyalgorithms",
-    "hostkeyalias",
     "hostname",
     "identitiesonly",
     "identityfile",
@@ -51,7 +51,6 @@ const OPTIONS: &[&str] = &[
     "serveraliveinterval",
     "tcpkeepalive",
     "user",
-    "userknownhostsfile",
 ];
 
 impl Target {
@@ -125,10 +124,13 @@ const OURS: &[&str] = &[
     "PermitLocalCommand=no",
 ];
 
+/// Name and value. A value has nothing that a shell, or ssh's own quoting, would read: ssh makes commands of some
+/// (ProxyJump with HostName).
 fn refuse_option(text: &str) -> Result<(), String> {
-    let name = text.split(['=', ' ', '\t']).next().unwrap_or_default().to_ascii_lowercase();
-    let one_line = !text.chars().any(char::is_control);
-    match one_line && OPTIONS.contains(&name.as_str()) {
+    let (name, value) = text.split_once(['=', ' ', '\t']).unwrap_or((text, ""));
+    let harmless = |letter: char| letter.is_ascii_alphanumeric() || "._-+:,@/".contains(letter);
+    let is_plain = !value.is_empty() && !value.starts_with('-') && value.chars().all(harmless);
+    match is_plain && OPTIONS.contains(&name.to_ascii_lowercase().as_str()) {
         true => Ok(()),
         false => Err(format!(
             "--ssh-option {}: a client may not set this; write it into the SSH configuration of the mount server's user",
@@ -162,7 +164,7 @@ mod tests {
     #[test]
     fn a_client_sets_no_option_that_runs_something_on_the_mount_server() {
         let with = |option: &str| Target::parse("db2", None, &[option.to_owned()], false);
-        for allowed in ["Port=22", "ProxyJump=gate", "UserKnownHostsFile /srv/known", "connecttimeout 5"] {
+        for allowed in ["Port=22", "ProxyJump=pg@gate:22,other", "IdentityFile=/srv/key", "connecttimeout 5"] {
             with(allowed).unwrap();
         }
         for refused in [
@@ -175,7 +177,21 @@ mod tests {
         ] {
             assert!(with(refused).is_err(), "{refused}");
         }
-        assert!(with("StrictHostKeyChecking=no").is_err());
+        for refused in [
+            "StrictHostKeyChecking=no",
+            "UserKnownHostsFile=/srv/known",
+            "HostKeyAlias=other",
+            "HostName=\"x'$(id)'\"",
+            "HostName=x'y",
+            "HostName=$(id)",
+            "HostName=`id`",
+            "ProxyJump=a;id",
+            "ProxyJump=-oProxyCommand=id",
+            "Port=",
+            "Port",
+        ] {
+            assert!(with(refused).is_err(), "{refused}");
+        }
         assert!(with("Port=22\nProxyCommand=id").is_err());
         assert!(Target::parse("db2", Some(Path::new("key")), &[], false).is_err());
     }

@@ -38,7 +38,9 @@ pub(super) fn text(records: &[Record], refused: &Refused, plane: &Measured) -> S
     let rate = figure("megabytes_per_second").into_iter().map(|(labels, value)| (labels, value * 1e6)).collect();
     family("pghydrant_session_bytes_per_second", "gauge", "Speed of the step that runs.", rate);
     let bottleneck = |record: &&Record| {
-        let name = record.progress.as_ref()?.get("bottleneck").and_then(Value::as_str)?.to_owned();
+        let name = record.progress.as_ref()?.get("bottleneck").and_then(Value::as_str)?;
+        // As the target says it: only a word is one of ours.
+        let name = name.chars().all(|letter| letter.is_ascii_lowercase()).then_some(name)?;
         Some((format!("{},bottleneck=\"{name}\"}}", labels(record).trim_end_matches('}')), 1.0))
     };
     let bottlenecks = running.iter().filter_map(bottleneck).collect();

@@ -42,7 +42,7 @@ use crate::options::RepositoryOption;
 use certificate::Certificate;
 use control::Control;
 use plane::{MountService, Plane};
-use sessions::{Policy, Sessions};
+use sessions::{Policy, Program, Sessions};
 use tokens::Tokens;
 
 /// Options of the verb.
@@ -77,6 +77,9 @@ pub(crate) struct Arguments {
     /// The key to it, PEM
     #[arg(long, value_name = "FILE", requires = "certificate")]
     pub(crate) key: Option<PathBuf>,
+    /// How targets are reached: an ssh_config(5) in place of this user's own
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ssh_config: Option<PathBuf>,
     /// Print a new token, once, and stop
     #[arg(long, value_name = "NAME", conflicts_with = "revoke_token")]
     pub(crate) issue_token: Option<String>,
@@ -157,7 +160,8 @@ async fn serve(
     let patience = arguments.retry_every.saturating_mul(arguments.retries).max(PATIENCE_MIN);
     let plane = MountService::new(data, Repository::open(&repository)?, security, patience, None, &directory)?;
     let plane = Arc::new(plane);
-    let sessions = Sessions::open(&directory, policy, Arc::clone(&plane) as Arc<dyn Plane>)?;
+    let ssh_config = arguments.ssh_config.as_ref().map(std::path::absolute).transpose()?;
+    let sessions = Sessions::open(&directory, policy, Program::own(ssh_config)?, Arc::clone(&plane) as Arc<dyn Plane>)?;
     let refused = Arc::default();
     let issued = tokens.count()?;
     let control = Control { repository, state, tokens, sessions, plane, refused: Arc::clone(&refused) };

@@ -9,11 +9,12 @@
 //! Nothing is believed of the target but that it is the host whose key the SSH client knows.
 
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use sha2::{Digest as _, Sha256};
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
 
 use super::address::Target;
@@ -21,25 +22,39 @@ use crate::agent::Request;
 use crate::exit::{Exit, Failure};
 
 /// What an answer of a script may come to.
-const ANSWER_BYTES_MAX: usize = 64 << 10;
+const ANSWER_BYTES_MAX: u64 = 64 << 10;
 /// The exit status of the SSH client itself, where it could not connect, log in or stay connected.
 const SSH_FAILED: i32 = 255;
 
-/// Our own binary: what targets get.
+/// Longer than any command of ours takes, an interrupted restore's end and the binary's way over a slow line included.
+const COMMAND_MAX: Duration = Duration::from_secs(300);
+/// How long what ssh has still to say is waited for.
+const LAST_WORDS_MAX: Duration = Duration::from_secs(2);
+
+/// Our own binary: what targets get; and how ssh is told to reach them.
 #[derive(Clone, Debug)]
 pub(super) struct Program {
     path: PathBuf,
     sha256: String,
+    /// The operator's, in place of the user's own.
+    ssh_config: Option<PathBuf>,
+}
+
+/// A target, and the configuration by which ssh reaches it.
+#[derive(Clone, Debug)]
+struct Ssh {
+    target: Target,
+    config: Option<PathBuf>,
 }
 
 impl Program {
     /// The binary that this process runs.
-    pub(super) fn own() -> anyhow::Result<Self> {
+    pub(super) fn own(ssh_config: Option<PathBuf>) -> anyhow::Result<Self> {
         // The file as it was started, also where it has been replaced since.
         let path = PathBuf::from("/proc/self/exe");
         let binary = std::fs::read(&path).context("cannot read our own binary")?;
         let sha256 = Sha256::digest(&binary).iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(Self { path, sha256 })
+        Ok(Self { path, sha256, ssh_config })
     }
 }
 
@@ -65,7 +80,7 @@ pub(super) struct Found {
 /// A target whose binary is in place.
 #[derive(Clone, Debug)]
 pub(super) struct Agent {
-    target: Target,
+    ssh: Ssh,
     program: String,
     directory: String,
     pub(super) seen_as: Option<String>,
@@ -74,19 +89,20 @@ pub(super) struct Agent {
 impl Agent {
     /// Connects, and puts the binary there where it is missing.
     pub(super) async fn reach(target: &Target, program: &Program, session: &str) -> Result<Self, Trouble> {
-        let found = look(target, program, session).await?;
+        let ssh = Ssh { target: target.clone(), config: program.ssh_config.clone() };
+        let found = look(&ssh, program, session).await?;
         let directory = format!("{}/bin/{}", found.cache, &program.sha256);
         let binary = format!("{directory}/pghydrant");
         if !found.installed {
-            install(target, program, &directory).await?;
+            install(&ssh, program, &directory).await?;
         }
-        let runs = run(target, &format!("{} --version", quoted(&binary)), None).await?;
+        let runs = run(&ssh, &format!("{} --version", quoted(&binary)), None).await?;
         if !String::from_utf8_lossy(&runs).contains(env!("CARGO_PKG_VERSION")) {
             let message = format!("{} cannot run our binary: {}", target.host, last_line(&runs));
             return Err(Trouble::Refused(Failure::new(Exit::Failed, message)));
         }
         let directory = format!("{}/sessions/{session}", found.cache);
-        Ok(Self { target: target.clone(), program: binary, directory, seen_as: found.seen_as })
+        Ok(Self { ssh, program: binary, directory, seen_as: found.seen_as })
     }
 
     /// Starts a verb there; it goes on without us.
@@ -94,28 +110,28 @@ impl Agent {
         let mut line = serde_json::to_vec(request)
             .map_err(|cause| Trouble::Refused(Failure::new(Exit::Failed, cause.to_string())))?;
         line.push(b'\n');
-        run(&self.target, &self.command("begin"), Some(&line)).await.map(drop)
+        run(&self.ssh, &self.command("begin"), Some(&line)).await.map(drop)
     }
 
     /// The process that tells what is said there, from byte `from` on.
     pub(super) fn follow(&self, from: u64) -> anyhow::Result<Child> {
-        let mut command = ssh(&self.target, &format!("{} --from {from}", self.command("follow")));
+        let mut command = self.ssh.command(&format!("{} --from {from}", self.command("follow")));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.spawn().context("cannot start ssh")
     }
 
     /// Interrupts what runs there, and waits for its end.
     pub(super) async fn stop(&self) -> Result<(), Trouble> {
-        run(&self.target, &self.command("stop"), None).await.map(drop)
+        run(&self.ssh, &self.command("stop"), None).await.map(drop)
     }
 
     /// Takes everything of ours away.
     pub(super) async fn end(&self) -> Result<(), Trouble> {
-        run(&self.target, &self.command("end"), None).await.map(drop)
+        run(&self.ssh, &self.command("end"), None).await.map(drop)
     }
 
     fn command(&self, verb: &str) -> String {
-        let sudo = if self.target.sudo { "sudo -n " } else { "" };
+        let sudo = if self.ssh.target.sudo { "sudo -n " } else { "" };
         format!("{sudo}{} agent {verb} {}", quoted(&self.program), quoted(&self.directory))
     }
 }
@@ -131,22 +147,26 @@ echo "seen=${SSH_CONNECTION%% *}"
 if [ -f "$cache/bin/$program/pghydrant" ]; then echo "sha256=$(sha256sum < "$cache/bin/$program/pghydrant")"; fi
 "#;
 
-async fn look(target: &Target, program: &Program, session: &str) -> Result<Found, Trouble> {
+async fn look(ssh: &Ssh, program: &Program, session: &str) -> Result<Found, Trouble> {
     // Through `env`, since sudo drops what it does not know.
-    let shell = match target.sudo {
+    let shell = match ssh.target.sudo {
         true => "sudo -n env SSH_CONNECTION=\"$SSH_CONNECTION\" sh -s",
         false => "sh -s",
     };
     let script = format!("program={}\nsession={}\n{LOOK}", program.sha256, quoted(session));
-    let answer = run(target, shell, Some(script.as_bytes())).await?;
+    let answer = run(ssh, shell, Some(script.as_bytes())).await?;
     let refuse = |message: String| Trouble::Refused(Failure::new(Exit::Failed, message));
     let found = Found::parse(&String::from_utf8_lossy(&answer), &program.sha256);
     let (system, found) = found.ok_or_else(|| {
-        refuse(format!("{} answers something else than a shell script of ours: {}", target.host, last_line(&answer)))
+        refuse(format!(
+            "{} answers something else than a shell script of ours: {}",
+            ssh.target.host,
+            last_line(&answer)
+        ))
     })?;
     let own = format!("Linux {}", std::env::consts::ARCH);
     if system != own {
-        return Err(refuse(format!("{} is {system}, and our binary is for {own}", target.host)));
+        return Err(refuse(format!("{} is {system}, and our binary is for {own}", ssh.target.host)));
     }
     Ok(found)
 }
@@ -162,7 +182,7 @@ impl Found {
     }
 }
 
-async fn install(target: &Target, program: &Program, directory: &str) -> Result<(), Trouble> {
+async fn install(ssh: &Ssh, program: &Program, directory: &str) -> Result<(), Trouble> {
     let binary = tokio::fs::read(&program.path).await;
     let binary = binary.map_err(|cause| Trouble::Unreachable(format!("cannot read our own binary: {cause}")))?;
     // Everybody may run it: the instance's own user calls it as restore_command.
@@ -173,44 +193,65 @@ async fn install(target: &Target, program: &Program, directory: &str) -> Result<
         directory = quoted(directory),
         sha256 = program.sha256,
     );
-    let sudo = if target.sudo { "sudo -n " } else { "" };
-    let answer = run(target, &format!("{sudo}sh -c {}", quoted(&script)), Some(&binary)).await?;
+    let sudo = if ssh.target.sudo { "sudo -n " } else { "" };
+    let answer = run(ssh, &format!("{sudo}sh -c {}", quoted(&script)), Some(&binary)).await?;
     match answer.ends_with(b"installed\n") {
         true => Ok(()),
         false => Err(Trouble::Refused(Failure::new(
             Exit::Failed,
-            format!("cannot put our binary into {directory} on {}: {}", target.host, last_line(&answer)),
+            format!("cannot put our binary into {directory} on {}: {}", ssh.target.host, last_line(&answer)),
         ))),
     }
 }
 
 /// Runs a command there; its stdout if it ended well.
-async fn run(target: &Target, command: &str, input: Option<&[u8]>) -> Result<Vec<u8>, Trouble> {
+async fn run(ssh: &Ssh, command: &str, input: Option<&[u8]>) -> Result<Vec<u8>, Trouble> {
+    let target = &ssh.target;
+    let answered = tokio::time::timeout(COMMAND_MAX, answer_of(ssh.command(command), input)).await;
+    let answered = answered.map_err(|_| Trouble::Unreachable(format!("{} does not answer", target.host)))?;
     let broken = |cause: std::io::Error| Trouble::Unreachable(format!("cannot run ssh: {cause}"));
-    let mut ssh = ssh(target, command);
+    let (status, answer, said) = answered.map_err(broken)?;
+    match status.code() {
+        Some(0) => Ok(answer),
+        Some(SSH_FAILED) | None => Err(unreachable(target, &String::from_utf8_lossy(&said))),
+        Some(_) => {
+            // Ours say it as an event, others on stderr.
+            let said = told(&answer).unwrap_or_else(|| last_line(&said));
+            Err(Trouble::Refused(Failure::new(Exit::Failed, format!("{}: {said}", target.host))))
+        }
+    }
+}
+
+/// What a command says on stdout and on stderr, as far as an answer of ours goes. Who says more is hung up on.
+async fn answer_of(mut ssh: Command, input: Option<&[u8]>) -> std::io::Result<(ExitStatus, Vec<u8>, Vec<u8>)> {
     ssh.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() });
-    let mut child = ssh.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(broken)?;
-    let stdin = child.stdin.take();
+    let mut child = ssh.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let feed = async {
         if let (Some(mut stdin), Some(input)) = (stdin, input) {
             // Who does not read it to its end says why on stderr.
             let _ = stdin.write_all(input).await;
         }
     };
-    let ((), ended) = tokio::join!(feed, child.wait_with_output());
-    let ended = ended.map_err(broken)?;
-    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
-    let mut answer = ended.stdout;
-    answer.truncate(ANSWER_BYTES_MAX);
-    match ended.status.code() {
-        Some(0) => Ok(answer),
-        Some(SSH_FAILED) | None => Err(unreachable(target, &said)),
-        Some(_) => {
-            // Ours say it as an event, others on stderr.
-            let said = told(&answer).unwrap_or_else(|| last_line(said.as_bytes()));
-            Err(Trouble::Refused(Failure::new(Exit::Failed, format!("{}: {said}", target.host))))
-        }
+    let ((), answer, said, status) = tokio::join!(feed, limited(stdout), limited(stderr), child.wait());
+    Ok((status?, answer, said))
+}
+
+/// Its first bytes. Closed behind them: whoever goes on writing dies of it.
+async fn limited(pipe: Option<impl AsyncRead + Unpin>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    if let Some(pipe) = pipe {
+        // What came before an error counts as well.
+        let _ = pipe.take(ANSWER_BYTES_MAX).read_to_end(&mut bytes).await;
     }
+    bytes
+}
+
+/// Why ssh, whose output has ended, has ended itself.
+pub(super) async fn last_words(mut child: Child) -> String {
+    let _ = child.start_kill();
+    let said = tokio::time::timeout(LAST_WORDS_MAX, limited(child.stderr.take())).await.unwrap_or_default();
+    last_line(&said)
 }
 
 /// What the SSH client could not do: some of it no attempt will change.
@@ -238,10 +279,15 @@ fn told(answer: &[u8]) -> Option<String> {
     Some(event.get("message")?.as_str()?.to_owned())
 }
 
-fn ssh(target: &Target, command: &str) -> Command {
-    let mut ssh = Command::new("ssh");
-    ssh.args(target.arguments(command)).kill_on_drop(true).env("LC_ALL", "C");
-    ssh
+impl Ssh {
+    fn command(&self, command: &str) -> Command {
+        let mut ssh = Command::new("ssh");
+        if let Some(config) = &self.config {
+            ssh.arg("-F").arg(config);
+        }
+        ssh.args(self.target.arguments(command)).kill_on_drop(true).env("LC_ALL", "C");
+        ssh
+    }
 }
 
 /// One word for a POSIX shell.

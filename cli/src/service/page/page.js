@@ -52,11 +52,14 @@ function hear(entry, block) {
     if (!line.startsWith("data: ")) continue;
     const event = JSON.parse(line.slice(6));
     if (event.event === "progress") {
+      // As the target says them.
+      for (const name of ["bytes", "total_bytes", "megabytes_per_second", "eta_seconds"]) event[name] = Number(event[name]) || 0;
       entry.points.push(event.megabytes_per_second);
       if (entry.points.length > POINTS_MAX) entry.points.shift();
       entry.figures = event;
     }
     if (event.event === "step") {
+      if (event.seconds !== undefined) event.seconds = Number(event.seconds) || 0;
       entry.steps.set(event.step, event);
       entry.figures = null;
     }

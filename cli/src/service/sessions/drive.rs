@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 
-use super::super::target::{Agent, Trouble};
+use super::super::target::{Agent, Trouble, last_words};
 use super::{Live, Sessions, State};
 use crate::agent::{Order, Request};
 use crate::exit::{Exit, Failure};
@@ -24,7 +24,7 @@ const SILENCE_MAX: Duration = Duration::from_secs(20);
 /// Between two attempts to reach a target that was there before.
 const REACH_PAUSE: Duration = Duration::from_secs(3);
 /// Longer than any line of ours.
-const LINE_BYTES_MAX: u64 = 16 << 20;
+const LINE_BYTES_MAX: u64 = 1 << 20;
 
 /// How an attempt ended.
 enum Ended {
@@ -309,11 +309,7 @@ async fn follow(live: &Live, agent: &Agent, mut heard: u64) -> Ended {
             return Ended::Verb(code);
         }
     }
-    let mut said = String::new();
-    if let Some(mut stderr) = child.stderr.take() {
-        let _ = stderr.read_to_string(&mut said).await;
-    }
-    lost(said.lines().last().unwrap_or("it was closed"))
+    lost(&last_words(child).await)
 }
 
 /// Keeps one event. Its exit code, if it is the last one: that is for us, who may try again, and not for who watches.

@@ -24,7 +24,7 @@ use tokio::sync::Notify;
 
 use super::address::Target;
 use super::plane::Plane;
-use super::target::Program;
+pub(super) use super::target::Program;
 use crate::agent::Order;
 use crate::exit::{Exit, Failure};
 use crate::random;
@@ -80,14 +80,18 @@ pub(super) struct Sessions {
 
 impl Sessions {
     /// Reads what an earlier service left, and goes on with what was not over.
-    pub(super) fn open(directory: &Path, policy: Policy, plane: Arc<dyn Plane>) -> anyhow::Result<Arc<Self>> {
+    pub(super) fn open(
+        directory: &Path,
+        policy: Policy,
+        program: Program,
+        plane: Arc<dyn Plane>,
+    ) -> anyhow::Result<Arc<Self>> {
         let records = Records::of(directory)?;
         let mut live = BTreeMap::new();
         for record in records.read()? {
             let events = Events::open(&records.events(&record.id))?;
             live.insert(record.id.clone(), Arc::new(Live::new(record, events)));
         }
-        let program = Program::own()?;
         let sessions = Arc::new(Self { records, policy, program, plane, live: Mutex::new(live) });
         for live in sessions.all() {
             let order =
