@@ -189,9 +189,15 @@ fn what_cannot_be_done_over_there_is_refused_with_one_line() -> Result<()> {
         .expect_stderr(&["may not set"])?;
     with(&["--target", &address, "--repo", "/x"])?.expect_code(2)?.expect_stderr(&["--server and --repo"])?;
     // No host key, no key, no sshd, no host.
+    let known = stage.world.scratch.join("target.known");
+    let kept = std::fs::read(&known)?;
+    std::fs::write(&known, "")?;
     with(&["--target", &address, "--identity", &identity])?
         .expect_code(1)?
         .expect_stderr(&["Host key", "known_hosts"])?;
+    std::fs::write(&known, kept)?;
+    let inject = format!("HostName=x'$(touch {to})'");
+    with(&["--target", &address, "--ssh-option", &inject])?.expect_code(2)?.expect_stderr(&["may not set"])?;
     with(&["--target", &address])?.expect_code(1)?.expect_stderr(&["Permission denied", "--identity"])?;
     let closed = format!("{nobody}:1");
     with(&["--target", &closed])?.expect_code(1)?.expect_stderr(&["cannot reach", "refused"])?;

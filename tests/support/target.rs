@@ -145,8 +145,22 @@ impl MountServer {
         let data = format!("{}:{}", host.seen_as, super::cluster::free_port()?);
         let text = |path: &std::path::Path| path.display().to_string();
         let repository = repository.shown();
-        let own =
-            ["serve", "--repo", &repository, "--state", &text(&state), "--listen", &listen, "--data-listen", &data];
+        let ssh = scratch.join("ssh.conf");
+        fs::write(&ssh, format!("UserKnownHostsFile {}\n", host.known.display()))?;
+        let ssh = text(&ssh);
+        let own = [
+            "serve",
+            "--ssh-config",
+            &ssh,
+            "--repo",
+            &repository,
+            "--state",
+            &text(&state),
+            "--listen",
+            &listen,
+            "--data-listen",
+            &data,
+        ];
         let options = own.iter().chain(options).map(|&word| word.to_owned()).collect();
         let issued = program.succeed(["serve", "--state", &text(&state), "--issue-token", "tests"])?;
         let token = scratch.join("server-token");
