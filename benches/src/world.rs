@@ -21,6 +21,8 @@ const MARK: &str = "pghydrant-bench";
 /// How long what still runs at the end may take to stop.
 const STOP_PATIENCE: Duration = Duration::from_secs(20);
 const SEGMENT_BYTES: f64 = 16.0 * 1_048_576.0;
+/// What three contestants leave in a round.
+const SMALL_TARGETS_BYTES: f64 = 0.75 * 1_073_741_824.0;
 
 /// The place, the user, the programs.
 #[derive(Debug)]
@@ -89,14 +91,15 @@ impl World {
     }
 
     /// Cluster, target and tar file; a repository of ours and one of pgBackRest for each compression; a base backup and
-    /// the archives.
+    /// the archives; targets of small files, which are kept until all rounds are over.
     fn needed_bytes(&self) -> u64 {
         let size = self.options.bytes() as f64;
         let codecs: f64 = self.options.codecs.iter().map(|codec| 2.0 * codec.share()).sum();
         let wants = |section, share: f64| if self.options.wants(section) { share } else { 0.0 };
         let segments = wants(Section::Wal, f64::from(self.options.segments) * SEGMENT_BYTES * 4.0);
         let extra = wants(Section::Wal, 1.0).max(wants(Section::Reflink, 1.1)).max(wants(Section::Delta, 0.5));
-        (size * (3.0 + codecs + extra) + segments) as u64 + (1 << 30)
+        let small = wants(Section::Small, SMALL_TARGETS_BYTES * f64::from(self.options.rounds));
+        (size * (3.0 + codecs + extra) + segments + small) as u64 + (1 << 30)
     }
 
     pub(crate) fn is_interrupted(&self) -> bool {

@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crossbeam::channel::{Receiver, bounded};
+use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
 
 use super::first::FirstFailure;
 use super::layout::{Home, WAL_DIRECTORY};
@@ -54,6 +54,45 @@ struct Counts {
     unallocated: AtomicBool,
 }
 
+/// Files on their way to the workers, a directory's to one of them: names are made in a directory by one thread at a time,
+/// and the others would only wait for it. A directory that is too large for that is everybody's.
+struct Batches {
+    hands: Vec<Sender<Vec<FileRecord>>>,
+    /// Whose the directory is.
+    turn: usize,
+    batch: Vec<FileRecord>,
+}
+
+impl Batches {
+    fn push(&mut self, file: FileRecord) -> Result<()> {
+        let same_directory = self.batch.last().is_none_or(|last| directory(&last.path) == directory(&file.path));
+        if !same_directory || self.batch.len() == BATCH_FILES {
+            self.send()?;
+        }
+        if !same_directory {
+            self.turn = (self.turn + 1) % self.hands.len();
+        }
+        self.batch.push(file);
+        Ok(())
+    }
+
+    fn send(&mut self) -> Result<()> {
+        let mut batch = std::mem::take(&mut self.batch);
+        for index in 0..self.hands.len() {
+            match self.hands[(self.turn + index) % self.hands.len()].try_send(batch) {
+                Ok(()) => return Ok(()),
+                Err(TrySendError::Full(unsent) | TrySendError::Disconnected(unsent)) => batch = unsent,
+            }
+        }
+        // Nobody there to take them means that a worker failed and says why.
+        self.hands[self.turn].send(batch).map_err(|_| Error::Cancelled)
+    }
+}
+
+fn directory(path: &str) -> &str {
+    path.rsplit_once('/').map_or("", |(directory, _)| directory)
+}
+
 impl Hydration {
     /// Makes the outline, or completes it. Nothing of it is durable before the first sync of [`Hydration::fill`].
     pub fn outline(&self, workers: usize, progress: &dyn Progress) -> Result<Outlined> {
@@ -62,13 +101,14 @@ impl Hydration {
         let counts = Counts::default();
         let mut outlined = Outlined::default();
         std::thread::scope(|scope| {
-            let (send, batches) = bounded::<Vec<FileRecord>>(BATCHES_WAITING);
+            let mut hands = Vec::new();
             for _ in 0..workers.max(1) {
-                let (batches, failure, counts) = (batches.clone(), &failure, &counts);
+                let (send, batches) = bounded::<Vec<FileRecord>>(BATCHES_WAITING);
+                let (failure, counts) = (&failure, &counts);
                 scope.spawn(move || failure.watch(|| self.outline_files(&batches, failure, counts)));
+                hands.push(send);
             }
-            drop(batches);
-            let mut batch = Vec::with_capacity(BATCH_FILES);
+            let mut batches = Batches { hands, turn: 0, batch: Vec::with_capacity(BATCH_FILES) };
             // Directories and links are made here, in path order, so a directory is there before its files.
             failure.watch(|| {
                 for file in self.backup.manifest.files() {
@@ -78,19 +118,12 @@ impl Hydration {
                     }
                     match &file.kind {
                         FileKind::Regular if is_left_out(&file.path) || is_placed_last(&file.path) => {}
-                        FileKind::Regular => {
-                            batch.push(file);
-                            if batch.len() == BATCH_FILES && send.send(std::mem::take(&mut batch)).is_err() {
-                                return Err(Error::Cancelled);
-                            }
-                        }
+                        FileKind::Regular => batches.push(file)?,
                         _ => self.outline_name(&file, &mut outlined)?,
                     }
                 }
-                // Nobody left to take them means that a worker failed and says why.
-                send.send(std::mem::take(&mut batch)).map_err(|_| Error::Cancelled)
+                batches.send()
             });
-            drop(send);
         });
         failure.take()?;
         outlined.files = counts.files.into_inner();
@@ -269,4 +302,64 @@ fn private_mode(file: &FileRecord) -> u32 {
 
 fn absolute(path: &Path) -> Result<std::path::PathBuf> {
     std::path::absolute(path).map_err(|cause| Error::io("resolve", path, cause))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::units::BlockNumber;
+
+    fn file_record(path: &str) -> FileRecord {
+        let (kind, first_block) = (FileKind::Regular, BlockNumber(0));
+        FileRecord {
+            path: path.into(),
+            kind,
+            mode: 0o600,
+            uid: 1,
+            gid: 1,
+            modified: 0,
+            bytes: 0,
+            crc32c: 0,
+            first_block,
+        }
+    }
+
+    fn batches_of(workers: usize) -> (Batches, Vec<Receiver<Vec<FileRecord>>>) {
+        let (hands, batches) = (0..workers).map(|_| bounded(BATCHES_WAITING)).unzip();
+        (Batches { hands, turn: 0, batch: Vec::new() }, batches)
+    }
+
+    fn directories(batches: &Receiver<Vec<FileRecord>>) -> Vec<String> {
+        let mut directories: Vec<_> =
+            batches.try_iter().flatten().map(|file| directory(&file.path).to_owned()).collect();
+        directories.dedup();
+        directories
+    }
+
+    #[test]
+    fn a_directory_is_one_workers_unless_it_is_too_large_for_it() {
+        let (mut batches, taken) = batches_of(2);
+        for directory in ["base/1", "base/2", "base/3"] {
+            (0..3 * BATCH_FILES).for_each(|n| batches.push(file_record(&format!("{directory}/{n}"))).unwrap());
+        }
+        batches.send().unwrap();
+        assert_eq!(directories(&taken[0]), ["base/1", "base/3"]);
+        assert_eq!(directories(&taken[1]), ["base/2"]);
+
+        let files = BATCH_FILES * (BATCHES_WAITING + 2);
+        (0..files).for_each(|n| batches.push(file_record(&format!("base/4/{n}"))).unwrap());
+        batches.send().unwrap();
+        let each = taken.iter().map(|batches| batches.try_iter().flatten().count()).collect::<Vec<_>>();
+        assert_eq!(each.iter().sum::<usize>(), files);
+        assert_eq!(each.iter().min(), Some(&(2 * BATCH_FILES)), "the second took what the first had no room for");
+    }
+
+    #[test]
+    fn without_workers_it_ends() {
+        let (mut batches, taken) = batches_of(2);
+        drop(taken);
+        batches.push(file_record("base/1/1")).unwrap();
+        assert!(matches!(batches.send(), Err(Error::Cancelled)));
+    }
 }
