@@ -17,6 +17,7 @@ mod packages;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 
 pub(crate) use judge::{Finding, Weight, judge};
 pub(crate) use libraries::{directory as library_directory, names as library_names, stem as library_stem};
@@ -86,8 +87,12 @@ pub(crate) fn locale_count() -> Option<usize> {
 
 /// glibc's version; no other C library says one, and none sorts text by more than its bytes.
 pub(crate) fn libc_version() -> Option<String> {
-    let text = output(Command::new("getconf").arg("GNU_LIBC_VERSION"))?;
-    text.trim().strip_prefix("glibc ").map(str::to_owned)
+    static ASKED: OnceLock<Option<String>> = OnceLock::new();
+    let ask = || {
+        let text = output(Command::new("getconf").arg("GNU_LIBC_VERSION"))?;
+        text.trim().strip_prefix("glibc ").map(str::to_owned)
+    };
+    ASKED.get_or_init(ask).clone()
 }
 
 /// The ICU that a running server has loaded.

@@ -70,6 +70,12 @@ impl Owner {
         Ok(status.success())
     }
 
+    /// What `test` says of `path` to this user, with `-r`, `-w` or `-x`.
+    pub(crate) fn test(&self, flag: &str, path: &Path) -> Result<bool> {
+        let status = self.command("test")?.arg(flag).arg(path).status();
+        Ok(status.with_context(|| format!("cannot run test as {}", self.name))?.success())
+    }
+
     /// A command that runs as this user, in `/`, without the `PG*` variables of our own environment (a `PGDATA` or a
     /// `PGOPTIONS` meant for another cluster must not reach this one) and without our own settings: what a server hands
     /// on to its `wal fetch` must not name a file that only our caller may read.

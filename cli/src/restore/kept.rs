@@ -109,10 +109,8 @@ fn is_usable(directory: &str, data: &Path, owner: &Owner) -> bool {
     directory.is_empty() || directory.starts_with('@') || owner_may("-w", &resolved(directory, data), owner)
 }
 
-/// `test -r` or `test -w`, as the owner.
 fn owner_may(flag: &str, path: &Path, owner: &Owner) -> bool {
-    let test = owner.command("test").and_then(|mut command| Ok(command.arg(flag).arg(path).status()?));
-    test.is_ok_and(|status| status.success())
+    owner.test(flag, path).unwrap_or(false)
 }
 
 #[cfg(test)]

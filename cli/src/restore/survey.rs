@@ -451,40 +451,39 @@ fn missing_includes(
 }
 
 fn owner_reads(owner: &Owner, request: &Request) -> Result<(), String> {
-    let test = |flag: &str, path: &Path| {
-        let ran = owner.command("test").and_then(|mut command| Ok(command.arg(flag).arg(path).status()?));
-        ran.is_ok_and(|status| status.success())
-    };
     let cluster = request.repository.join("clusters").join(request.cluster.as_str());
-    if !test("-x", &request.program) {
-        return Err(format!(
-            "{} cannot run {}, which PostgreSQL needs as its restore_command",
-            owner.name,
-            request.program.display()
-        ));
-    }
-    // The way to a mount service is given to that user once the restore begins.
+    let runs = format!(
+        "{} cannot run {}, which PostgreSQL needs as its restore_command",
+        owner.name,
+        request.program.display()
+    );
+    let mut asked = vec![("-x", request.program.clone(), runs)];
     if request.repository.is_file() {
+        // The way to a mount service is given to that user once the restore begins.
         let directory = request.repository.parent().unwrap_or(Path::new("/"));
-        return match test("-x", directory) {
-            true => Ok(()),
-            false => Err(format!("{} cannot reach {}", owner.name, request.repository.display())),
-        };
-    }
-    for (flag, path) in [
-        ("-r", request.repository.join("pghydrant.json")),
-        ("-r", cluster.join("cluster.json")),
-        ("-x", cluster.join("wal")),
-    ] {
-        if path.exists() && !test(flag, &path) {
-            return Err(format!(
-                "{} cannot read {}, which holds the WAL that PostgreSQL fetches",
-                owner.name,
-                path.display()
-            ));
+        let reaches = format!("{} cannot reach {}", owner.name, request.repository.display());
+        asked.push(("-x", directory.to_owned(), reaches));
+    } else {
+        for (flag, path) in [
+            ("-r", request.repository.join("pghydrant.json")),
+            ("-r", cluster.join("cluster.json")),
+            ("-x", cluster.join("wal")),
+        ] {
+            if path.exists() {
+                let what = "which holds the WAL that PostgreSQL fetches";
+                let reads = format!("{} cannot read {}, {what}", owner.name, path.display());
+                asked.push((flag, path, reads));
+            }
         }
     }
-    Ok(())
+    // Programs that hardly do anything, side by side: each takes some milliseconds to start.
+    std::thread::scope(|scope| {
+        let tests: Vec<_> =
+            asked.iter().map(|(flag, path, _)| scope.spawn(|| owner.test(flag, path).unwrap_or(false))).collect();
+        let may: Vec<bool> = tests.into_iter().map(|test| test.join().unwrap_or(false)).collect();
+        let refused = asked.iter().zip(may).find(|(_, may)| !may);
+        refused.map_or(Ok(()), |((_, _, why), _)| Err(why.clone()))
+    })
 }
 
 #[cfg(test)]

@@ -102,9 +102,8 @@ fn log(path: &Path, owner: Option<&Owner>) -> Result<(), String> {
         return may.map_err(|cause| engine::Error::io("write in", directory, cause).to_string());
     }
     let Some(owner) = owner else { return Ok(()) };
-    let test = owner.command("test").and_then(|mut command| Ok(command.arg("-w").arg(path).status()?));
-    match test {
-        Ok(status) if status.success() => Ok(()),
+    match owner.test("-w", path) {
+        Ok(true) => Ok(()),
         _ => Err(format!("{} is there, and {} cannot write it", path.display(), owner.name)),
     }
 }

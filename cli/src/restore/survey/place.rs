@@ -70,8 +70,7 @@ pub(super) fn look_at_place(path: &Path, owner: Option<&Owner>) -> Found {
     let nearest_is_place = nearest == path;
     let test = |flag: &str, path: &Path| {
         let Some(owner) = owner else { return true };
-        let ran = owner.command("test").and_then(|mut command| Ok(command.arg(flag).arg(path).status()?));
-        ran.map_or(true, |status| status.success())
+        owner.test(flag, path).unwrap_or(true)
     };
     // The owner must get through every directory above; of the place itself the owner will be changed.
     let above = if nearest_is_place { real_nearest.parent().unwrap_or(&real_nearest) } else { &real_nearest };
