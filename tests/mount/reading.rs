@@ -2,14 +2,17 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
+use std::num::NonZero;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::time::Duration;
 
 use engine::codec::Compression;
 
 use super::guard::{direct, root};
 use super::sample::{BLOCK_BYTES, LARGE, LARGE_BYTES, Sample, relation};
 use crate::support::compare::{Entry, tree};
+use crate::support::process::wait_until;
 use crate::support::*;
 
 /// A read gives as many bytes as were asked for, but for the end of the file; behind that it gives none.
@@ -105,6 +108,29 @@ fn buffered_reads() -> Result<()> {
         }
     }
     assert_eq!(cached, [BLOCK_BYTES; 2]);
+    Ok(())
+}
+
+/// What a program announces by `posix_fadvise`, as PostgreSQL's prefetch does, is in the page cache before it is read,
+/// and nothing else is.
+#[test]
+fn reads_that_are_announced() -> Result<()> {
+    requires!(Fuse, Tool("fincore", "util-linux-extra"));
+    let sample = Sample::new()?;
+    let mounted = sample.mount(&root(), &[])?;
+    let path = mounted.join("data").join(LARGE);
+    let file = File::open(&path)?;
+    let page = 8192;
+    // Another test may empty the machine's cache in between, now and then.
+    let arrived = (0..3).any(|_| {
+        let named = rustix::fs::fadvise(&file, 5 * BLOCK_BYTES, NonZero::new(page), rustix::fs::Advice::WillNeed);
+        named.is_ok() && wait_until("the page", Duration::from_secs(10), || Ok(cached_bytes(&path)? == page)).is_ok()
+    });
+    assert!(arrived, "{} bytes of the file are in the page cache", cached_bytes(&path)?);
+    let mut out = vec![0; usize::try_from(page)?];
+    file.read_exact_at(&mut out, 5 * BLOCK_BYTES)?;
+    let start = usize::try_from(5 * BLOCK_BYTES)?;
+    assert!(out[..] == relation(LARGE_BYTES, 1)[start..start + out.len()]);
     Ok(())
 }
 
