@@ -19,6 +19,7 @@ use super::{Counts, DataPlane, Leases, Settings};
 #[allow(dead_code, unreachable_pub)]
 #[path = "../../../../../benches/backup.rs"]
 mod backup;
+mod distance;
 mod hostile;
 mod lost;
 #[path = "../../../../../engine/src/store/conformance/reading.rs"]
