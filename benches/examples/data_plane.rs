@@ -66,7 +66,7 @@ fn main() {
                 let security = fingerprint.map_or(Security::Plain, Security::Tls);
                 let store = LocalStore::new(&root);
                 let listen = (std::net::Ipv4Addr::LOCALHOST, 0).into();
-                let settings = Settings { listen, tls, store, bytes_a_second_max: None };
+                let settings = Settings { listen, tls, store, bytes_a_second_max: None, with_ring: true };
                 let plane = DataPlane::start(settings, Arc::<Leases>::default()).unwrap();
                 let (lease, token) = offer(&plane, &backup);
                 let relay = round_trip.map(|time| relay::Relay::start(plane.address(), time / 2));
@@ -120,7 +120,7 @@ fn serve(root: &Path) {
     let (tls, fingerprint) = certificate();
     let listen = (std::net::Ipv4Addr::LOCALHOST, 0).into();
     let store = LocalStore::new(root);
-    let settings = Settings { listen, tls: Some(tls), store, bytes_a_second_max: None };
+    let settings = Settings { listen, tls: Some(tls), store, bytes_a_second_max: None, with_ring: true };
     let plane = DataPlane::start(settings, Arc::default()).unwrap();
     for _ in 0..SESSIONS {
         let (lease, token) = offer(&plane, &backup);
