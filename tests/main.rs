@@ -34,6 +34,7 @@ mod reboots;
 mod refusals;
 mod retarget;
 mod service;
+mod service_load;
 mod standby;
 mod tablespaces;
 mod targets;

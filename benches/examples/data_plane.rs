@@ -37,6 +37,7 @@ mod relay;
 const FILES: usize = 32;
 const FILE_BYTES: u64 = 32 << 20;
 const REQUEST_BYTES: usize = 1 << 20;
+const AHEAD_BYTES: usize = 32 << 20;
 const ROUNDS: usize = 3;
 const SESSIONS: usize = 8;
 
@@ -65,7 +66,7 @@ fn main() {
                 let security = fingerprint.map_or(Security::Plain, Security::Tls);
                 let store = LocalStore::new(&root);
                 let listen = (std::net::Ipv4Addr::LOCALHOST, 0).into();
-                let settings = Settings { listen, tls, store, bytes_a_second_max: None };
+                let settings = Settings { listen, tls, store, bytes_a_second_max: None, with_ring: true };
                 let plane = DataPlane::start(settings, Arc::<Leases>::default()).unwrap();
                 let (lease, token) = offer(&plane, &backup);
                 let relay = round_trip.map(|time| relay::Relay::start(plane.address(), time / 2));
@@ -73,6 +74,12 @@ fn main() {
                 let access = Access { address, security, lease, token };
                 let far = through(access, &backup);
                 let how = if encrypted { "TLS" } else { "plain" };
+                if round_trip.is_some() {
+                    let store = far.cluster.repository().store();
+                    store.allow_ahead(0);
+                    measure(&format!("{how}, {threads} threads, not ahead"), &far, threads);
+                    store.allow_ahead(AHEAD_BYTES);
+                }
                 measure(&format!("{how}, {threads} threads"), &far, threads);
             }
         }
@@ -113,7 +120,7 @@ fn serve(root: &Path) {
     let (tls, fingerprint) = certificate();
     let listen = (std::net::Ipv4Addr::LOCALHOST, 0).into();
     let store = LocalStore::new(root);
-    let settings = Settings { listen, tls: Some(tls), store, bytes_a_second_max: None };
+    let settings = Settings { listen, tls: Some(tls), store, bytes_a_second_max: None, with_ring: true };
     let plane = DataPlane::start(settings, Arc::default()).unwrap();
     for _ in 0..SESSIONS {
         let (lease, token) = offer(&plane, &backup);
@@ -189,7 +196,7 @@ fn measure(what: &str, backup: &Backup, threads: usize) {
         cpu = cpu.min(processor_seconds() - before);
     }
     let gigabytes = bytes as f64 / 1e9;
-    println!("  {what:<24} {:5.2} GB/s  {:5.3} CPU-s/GB", gigabytes / wall, cpu / gigabytes);
+    println!("  {what:<32} {:5.2} GB/s  {:5.3} CPU-s/GB", gigabytes / wall, cpu / gigabytes);
 }
 
 fn files_of(backup: &Backup) -> Vec<FileRecord> {
@@ -201,11 +208,11 @@ fn read(backup: &Backup, files: &[FileRecord], threads: usize) {
         .iter()
         .flat_map(|file| (0..file.bytes).step_by(REQUEST_BYTES).map(move |offset| (file, offset)))
         .collect();
-    let next = AtomicUsize::new(0);
+    let (next, blocks) = (AtomicUsize::new(0), backup.blocks());
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
-                let (blocks, mut scratch) = (backup.blocks(), Scratch::default());
+                let mut scratch = Scratch::default();
                 let mut out = vec![0; REQUEST_BYTES];
                 while let Some((file, offset)) = requests.get(next.fetch_add(1, Ordering::Relaxed)) {
                     blocks.read_range(file, *offset, &mut out, &mut scratch).unwrap();

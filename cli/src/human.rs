@@ -60,6 +60,17 @@ pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
     number.checked_mul(unit).ok_or_else(refuse)
 }
 
+/// Below this a limit keeps connections silent for so long that they are taken for lost.
+const RATE_MIN: u64 = 1 << 20;
+
+/// The most that crosses a network a second.
+pub(crate) fn parse_rate(text: &str) -> Result<u64, String> {
+    match parse_bytes(text)? {
+        rate if rate < RATE_MIN => Err(format!("{} a second is the least", bytes(RATE_MIN))),
+        rate => Ok(rate),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -81,7 +81,7 @@ impl Output {
         let text = text.trim_end_matches('\n');
         match self.reader {
             Reader::Program => self.object("result", object),
-            Reader::Relay => to_stdout(&with_text(value_of("result", object), text).to_string()),
+            Reader::Relay => to_stdout(&json_line(&with_text(value_of("result", object), text))),
             Reader::Terminal | Reader::Log => to_stdout(&shown(text)),
         }
     }
@@ -150,7 +150,7 @@ impl Output {
     }
 
     fn object(&self, event: &str, object: &impl Serialize) {
-        to_stdout(&value_of(event, object).to_string());
+        to_stdout(&json_line(&value_of(event, object)));
     }
 
     /// Says what a process of ours said elsewhere. Tells how that process ended, if this was its last word.
@@ -169,7 +169,7 @@ impl Output {
                 fields.remove(TEXT);
                 fields.remove("at");
             }
-            to_stdout(&said.to_string());
+            to_stdout(&json_line(&said));
             return None;
         }
         match event.as_str() {
@@ -274,13 +274,29 @@ fn to_stderr(line: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{}", shown(line));
 }
 
+/// Whether a terminal takes the letter for an order, or for one to turn the direction of writing.
+fn is_order(letter: char) -> bool {
+    let turns = matches!(letter, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    letter.is_control() || turns
+}
+
+/// An object on one line. What JSON itself leaves as it is and a terminal does not, is escaped too: names come from
+/// elsewhere, and people look at such lines.
+pub(crate) fn json_line(object: &Value) -> String {
+    let text = object.to_string();
+    if !text.chars().any(is_order) {
+        return text;
+    }
+    // All of them lie within strings, and below U+FFFF.
+    let show =
+        |letter: char| if is_order(letter) { format!("\\u{:04x}", u32::from(letter)) } else { letter.to_string() };
+    text.chars().map(show).collect()
+}
+
 /// The text as it may go to a terminal: lines and tabs stay; other control characters, and those that turn the direction
 /// of writing, become their escapes.
 fn shown(text: &str) -> Cow<'_, str> {
-    let harmless = |letter: char| {
-        let turns = matches!(letter, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        matches!(letter, '\n' | '\t') || !(letter.is_control() || turns)
-    };
+    let harmless = |letter: char| matches!(letter, '\n' | '\t') || !is_order(letter);
     if text.chars().all(harmless) {
         return Cow::Borrowed(text);
     }
@@ -497,6 +513,14 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_json_line_has_nothing_that_a_terminal_obeys_and_says_the_same() {
+        let object = json!({"name": "a\u{9b}31m\u{202e}b\u{7f}\n", "né": 1});
+        let line = json_line(&object);
+        assert_eq!(line, r#"{"name":"a\u009b31m\u202eb\u007f\n","né":1}"#);
+        assert_eq!(serde_json::from_str::<Value>(&line).ok(), Some(object));
+    }
 
     #[test]
     fn control_characters_are_shown_and_not_sent() {

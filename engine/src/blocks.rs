@@ -6,18 +6,24 @@
 //! where all of the block is wanted, and its BLAKE3 compared before anybody sees it. Raw blocks that are wanted whole
 //! take no window: as many as lie beside each other are read into their place by one request, and hashed there.
 //!
+//! Where reading takes long after asking, whoever reads in order has the store ask for the blocks that come next
+//! ([`ahead`]).
+//!
 //! What will be read once ([`Blocks::read_range_once`]) is read past the page cache.
 //!
 //! Always true: no byte leaves this file without the hash of its block having been right.
 
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+mod ahead;
 mod direct;
 #[cfg(test)]
 mod tests;
 mod window;
 
+use ahead::Streams;
 use direct::DirectFiles;
 use window::{WINDOW_BYTES_MAX, Window, span_end};
 
@@ -39,6 +45,9 @@ pub(crate) const GAP_BYTES_MAX: u64 = window::WINDOW_GAP_BYTES_MAX;
 
 const _: () = assert!(GAP_BYTES_MAX >= DIRECT_BYTES as u64);
 
+/// Blocks that are looked up at once to be asked for ahead.
+const BLOCKS_AHEAD: u64 = 256;
+
 /// A reader of blocks; cheap to clone, shared by threads.
 #[derive(Clone, Debug)]
 pub struct Blocks {
@@ -46,6 +55,9 @@ pub struct Blocks {
     place: Place,
     block_size: BlockSize,
     direct: Arc<DirectFiles>,
+    streams: Arc<Mutex<Streams>>,
+    /// What is read are files of this machine.
+    is_local: bool,
 }
 
 /// Whether stored bytes will be wanted again.
@@ -116,12 +128,12 @@ impl Blocks {
     pub(crate) fn of_backup(backup: &Backup) -> Self {
         let place = Place::Packs(backup.cluster.name().clone(), backup.manifest.clone());
         let store = Arc::clone(backup.cluster.repository().store());
-        Self { store, place, block_size: backup.info.block_bytes, direct: Arc::default() }
+        Self::new(store, place, backup.info.block_bytes)
     }
 
     /// Of a backup that has no manifest yet: single blocks alone, by their records.
     pub(crate) fn of_unfinished(store: Arc<dyn Store>, cluster: &ClusterName, block_size: BlockSize) -> Self {
-        Self { store, place: Place::Unfinished(cluster.clone()), block_size, direct: Arc::default() }
+        Self::new(store, Place::Unfinished(cluster.clone()), block_size)
     }
 
     pub(crate) fn of_object(
@@ -130,7 +142,12 @@ impl Blocks {
         records: Vec<BlockRecord>,
         block_size: BlockSize,
     ) -> Self {
-        Self { store, place: Place::Object(key.into(), records.into()), block_size, direct: Arc::default() }
+        Self::new(store, Place::Object(key.into(), records.into()), block_size)
+    }
+
+    fn new(store: Arc<dyn Store>, place: Place, block_size: BlockSize) -> Self {
+        let is_local = store.local_path(keys::REPOSITORY).is_some();
+        Self { store, place, block_size, direct: Arc::default(), streams: Arc::default(), is_local }
     }
 
     /// The size of all blocks but the last of a file.
@@ -202,12 +219,17 @@ impl Blocks {
         if bytes == 0 {
             return Ok(0);
         }
+        // Only files of this machine have a page cache to be read past, and units to begin at.
+        let wanted = if self.is_local { wanted } else { Wanted::Again };
         let out = &mut out[..bytes as usize];
         let block_bytes = self.block_size.bytes() as u64;
         let (first, last) = (offset / block_bytes, (offset + bytes - 1) / block_bytes);
         let mut records = std::mem::take(&mut scratch.records);
         records.clear();
         let found = self.records(file, first, last - first + 1, &mut records);
+        if found.is_ok() && self.store.ahead_room() > 0 {
+            self.ask_ahead(file.first_block.0 + first, &records);
+        }
         scratch.base.clear();
         scratch.patch.clear();
         let read = found.and_then(|()| {
@@ -234,6 +256,41 @@ impl Blocks {
         });
         scratch.records = records;
         read
+    }
+
+    /// Has the store ask for what will be read next: the rest of this read, and what lies behind it if it is one of many in
+    /// order. Who comes for that meanwhile waits here, rather than to ask for the same.
+    fn ask_ahead(&self, first: u64, records: &[BlockRecord]) {
+        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = streams.observe(&(first..first + records.len() as u64));
+        let mut now = streams.close_gaps(spans(records)).into_iter();
+        // The first is read right away.
+        now.next();
+        if !now.all(|(pack, span)| self.store.fetch_ahead(&self.key(pack), span)) {
+            return;
+        }
+        let Place::Packs(_, manifest) = &self.place else { return };
+        let mut ahead = Vec::new();
+        while next.start < next.end {
+            let room = self.store.ahead_room().div_ceil(self.block_size.bytes() as u64);
+            let count = room.min(next.end - next.start).min(BLOCKS_AHEAD);
+            // In pieces, each as long as one request: as its reader will ask for it.
+            if room < self.blocks_of_window() && count < next.end - next.start {
+                return;
+            }
+            ahead.clear();
+            // What cannot be found, its reader will hear of.
+            let Ok(Some(behind)) = manifest.blocks_in_leaf(BlockNumber(next.start), count, &mut ahead) else { return };
+            let mut asked = streams.close_gaps(spans(&ahead)).into_iter();
+            if !asked.all(|(pack, span)| self.store.fetch_ahead(&self.key(pack), span)) {
+                return;
+            }
+            next.start = streams.push_on(next.start, behind.0);
+        }
+    }
+
+    fn blocks_of_window(&self) -> u64 {
+        WINDOW_BYTES_MAX / self.block_size.bytes() as u64
     }
 
     /// Reads raw blocks that lie beside each other into their place, by one request, and proves each there. An error
@@ -496,6 +553,28 @@ fn raw_blocks(ahead: &[BlockRecord], lengths: impl Iterator<Item = usize>, room:
         (count, bytes, expected) = (count + 1, bytes + length, Some((at.pack, at.end())));
     }
     count
+}
+
+/// The requests that bring what these records tell of.
+fn spans(records: &[BlockRecord]) -> Vec<(PackId, Range<u64>)> {
+    let mut all = Vec::new();
+    for of in [base_of as fn(&BlockRecord) -> Option<Extent>, patch_of] {
+        let mut runs = records.iter().filter_map(of).peekable();
+        while let Some(first) = runs.next() {
+            let end = span_end(&first, runs.clone());
+            while runs
+                .peek()
+                .is_some_and(|run| run.pack == first.pack && run.offset >= first.offset && run.end() <= end)
+            {
+                runs.next();
+            }
+            // A run longer than any block: refused by whoever reads it.
+            if end - u64::from(first.offset) <= WINDOW_BYTES_MAX {
+                all.push((first.pack, first.offset.into()..end));
+            }
+        }
+    }
+    all
 }
 
 /// Why a block could not be had, before it is known which one it was.

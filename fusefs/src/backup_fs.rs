@@ -91,7 +91,9 @@ impl BackupFs {
     /// The file system of `backup`.
     pub fn new(backup: &Backup, view: View) -> Result<Self> {
         let workers = std::thread::available_parallelism().map_or(1, usize::from);
-        let reader = Reader::new(Budget::new(view.memory_bytes), workers);
+        // Half of it for stored bytes on their way here, where they come from afar; the copier has no use for the rest.
+        let ahead = backup.cluster.repository().store().allow_ahead(view.memory_bytes / 2);
+        let reader = Reader::new(Budget::new(view.memory_bytes - ahead), workers);
         Ok(Self {
             tree: Tree::new(backup, view.owner, &Served { token: view.token, process: own_process() })?,
             reader: reader.map_err(|cause| Error::io("start", "read-ahead threads", cause))?,

@@ -186,6 +186,36 @@ impl MountServer {
         self.running.take().context("it does not run")?.kill().map(drop)
     }
 
+    /// What the kernel says of its process: a field of `status` or `io`, in its own unit.
+    pub fn figure(&self, file: &str, field: &str) -> Result<u64> {
+        let pid = self.running.as_ref().context("it does not run")?.pid();
+        let text = fs::read_to_string(format!("/proc/{pid}/{file}"))?;
+        let line = text.lines().find_map(|line| line.strip_prefix(field)).context("no such field")?;
+        let digits: String = line.chars().filter(char::is_ascii_digit).collect();
+        Ok(digits.parse()?)
+    }
+
+    /// One figure of its metrics.
+    pub fn metric(&self, name: &str) -> Result<f64> {
+        let token = format!("Authorization: Bearer {}", fs::read_to_string(&self.token)?.trim());
+        let run = Run::new("curl").args(["--silent", "--insecure", "--header", &token]);
+        let said = run.arg(format!("{}/metrics", self.url())).succeed()?.stdout;
+        let line = said.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        Ok(line.with_context(|| format!("no {name} in {said}"))?.parse()?)
+    }
+
+    /// Where targets fetch blocks.
+    pub fn data_address(&self) -> Result<String> {
+        let said = self.running.as_ref().context("it does not run")?.stdout_so_far()?;
+        let address = said.split("blocks on ").nth(1).and_then(|rest| rest.split(',').next());
+        Ok(address.context("no address")?.to_owned())
+    }
+
+    /// What it said on stderr.
+    pub fn said(&self) -> Result<String> {
+        self.running.as_ref().context("it does not run")?.stderr_so_far()
+    }
+
     /// What it serves on.
     pub fn url(&self) -> String {
         format!("https://{}", self.listen)

@@ -69,6 +69,7 @@ use jiff::tz::TimeZone;
 
 use crate::context::Context;
 use crate::exit::{Exit, Failure};
+use crate::human;
 use crate::options::{ClusterOption, JsonOption, RepositoryOption};
 use check::Thoroughness;
 use claim::Claim;
@@ -175,12 +176,19 @@ pub(crate) struct Remote {
     /// Become root there with sudo: the instance's owner is another user than the one that logs in
     #[arg(long)]
     pub(crate) sudo: bool,
+    /// The most that it fetches a second, such as 50M [default: the mount server's own limit]
+    #[arg(long, value_name = "RATE", requires = "target", value_parser = human::parse_rate)]
+    pub(crate) rate_limit: Option<u64>,
 }
 
 impl Remote {
     /// Whether anything is said of a target.
     pub(crate) fn is_given(&self) -> bool {
-        self.target.is_some() || self.identity.is_some() || !self.ssh_options.is_empty() || self.sudo
+        self.target.is_some()
+            || self.identity.is_some()
+            || !self.ssh_options.is_empty()
+            || self.sudo
+            || self.rate_limit.is_some()
     }
 }
 

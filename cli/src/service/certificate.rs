@@ -68,6 +68,16 @@ impl Certificate {
         Ok(Self { chain: vec![certificate], key: PrivateKeyDer::from_pem_slice(private.as_bytes())? })
     }
 
+    /// A client that trusts it.
+    #[cfg(test)]
+    pub(super) fn client_config(&self) -> anyhow::Result<Arc<rustls::ClientConfig>> {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(self.chain[0].clone())?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+        Ok(Arc::new(builder.with_root_certificates(roots).with_no_client_auth()))
+    }
+
     /// TLS as the service speaks it: 1.3 alone.
     pub(super) fn server_config(&self) -> anyhow::Result<Arc<rustls::ServerConfig>> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());

@@ -25,7 +25,7 @@ pub(super) enum Asked {
 }
 
 /// Options of `restore` that say where the target is.
-const WHERE_WITH_VALUE: &[&str] = &["--target", "--identity", "--ssh-option"];
+const WHERE_WITH_VALUE: &[&str] = &["--target", "--identity", "--ssh-option", "--rate-limit"];
 const WHERE_FLAGS: &[&str] = &["--sudo"];
 
 /// Reads the words behind `pghydrant`; `by` is whose token came with them.
@@ -88,6 +88,7 @@ pub(super) fn read(words: &[String], by: &str) -> anyhow::Result<Asked> {
                 target: target.map_err(usage)?,
                 restore,
                 data: arguments.to.clone(),
+                rate_limit: remote.rate_limit,
                 by: by.to_owned(),
             }))
         }
@@ -113,13 +114,14 @@ mod tests {
     #[test]
     fn a_restore_is_taken_apart_into_where_and_what() {
         let line = "restore --cluster main --target pg@db2:2222 --sudo --ssh-option Port=22 --identity /k --to /srv/pg \
-                    --port 5433 --target-immediate";
+                    --rate-limit 20M --port 5433 --target-immediate";
         let Asked::Restore(ordered) = asked(line).unwrap() else { panic!("{line}") };
         assert_eq!(ordered.restore.join(" "), "--cluster main --to /srv/pg --port 5433 --target-immediate");
         assert_eq!(
             (ordered.target.host.as_str(), ordered.target.port, ordered.target.sudo),
             ("pg@db2", Some(2222), true)
         );
+        assert_eq!(ordered.rate_limit, Some(20 << 20));
         assert_eq!((ordered.by.as_str(), ordered.cluster.as_str()), ("dba", "main"));
     }
 
@@ -132,6 +134,7 @@ mod tests {
             "restore --cluster main --target db2 --to /srv/pg --repo /other",
             "restore --cluster main --target -oProxyCommand=id --to /srv/pg",
             "restore --cluster main --target db2 --ssh-option ProxyCommand=id --to /srv/pg",
+            "restore --cluster main --target db2 --to /srv/pg --rate-limit 10k",
             "list --repo /other",
             "list --config /etc/shadow",
             "sessions --state /var/lib/other",

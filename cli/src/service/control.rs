@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, Path, Query, Request, State as Shared};
@@ -29,20 +30,27 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Command;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::commands::{self, Asked};
-use super::https::Refused;
+use super::https::{Place, Refused};
 use super::plane::MountService;
 use super::sessions::{Follower, Record, Sessions, State};
 use super::tokens::Tokens;
 use super::{metrics, page};
 use crate::exit::{Exit, Failure};
 use crate::human;
+use crate::output::json_line;
 
 /// Longer than any command line of ours.
 const BODY_BYTES_MAX: usize = 256 << 10;
+/// How long a body may take to come.
+const BODY_WAIT: Duration = Duration::from_secs(10);
+/// Commands on the repository at once: each is a process that reads it.
+const COMMANDS_MAX: usize = 4;
+/// How long one more waits for its turn.
+const COMMAND_WAIT: Duration = Duration::from_secs(30);
 /// Lines between a command and who reads them.
 const LINES_MAX: usize = 64;
 
@@ -55,6 +63,13 @@ pub(super) struct Control {
     pub(super) sessions: Arc<Sessions>,
     pub(super) plane: Arc<MountService>,
     pub(super) refused: Arc<Refused>,
+    /// Commands on the repository that may run beside those that do.
+    pub(super) commands: Arc<Semaphore>,
+}
+
+/// As many as may run at once.
+pub(super) fn commands_at_once() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(COMMANDS_MAX))
 }
 
 /// Whose token came with a request.
@@ -81,8 +96,19 @@ async fn authorize(Shared(control): Shared<Arc<Control>>, mut request: Request, 
     let holder = token.map(|token| control.tokens.holder(&token));
     match holder {
         Some(Ok(Some(name))) => {
+            // One place is kept for whoever has a good token.
+            if let Some(place) = request.extensions().get::<Arc<Place>>() {
+                place.keep();
+            }
             request.extensions_mut().insert(Caller(name));
-            next.run(request).await
+            match with_body(request).await {
+                Some(request) => next.run(request).await,
+                None => {
+                    control.refused.requests.fetch_add(1, Ordering::Relaxed);
+                    let failure = Failure::new(Exit::Usage, "the request is too long, or did not come in time");
+                    answer(StatusCode::REQUEST_TIMEOUT, &failure.into())
+                }
+            }
         }
         Some(Err(error)) => refusal(&error),
         Some(Ok(None)) | None => {
@@ -92,6 +118,13 @@ async fn authorize(Shared(control): Shared<Arc<Control>>, mut request: Request, 
             answer(StatusCode::UNAUTHORIZED, &failure.into())
         }
     }
+}
+
+/// The request with all of its body, if that comes in time.
+async fn with_body(request: Request) -> Option<Request> {
+    let (head, body) = request.into_parts();
+    let body = tokio::time::timeout(BODY_WAIT, axum::body::to_bytes(body, BODY_BYTES_MAX)).await.ok()?.ok()?;
+    Some(Request::from_parts(head, Body::from(body)))
 }
 
 fn bearer(headers: &HeaderMap) -> Option<String> {
@@ -133,21 +166,26 @@ async fn command(
     Extension(Caller(caller)): Extension<Caller>,
     Json(body): Json<Arguments>,
 ) -> Response {
-    let done = commands::read(&body.arguments, &caller).and_then(|asked| match asked {
-        Asked::Repository(words) => control.run(&words),
-        Asked::Sessions(all) => Ok(lines_of(control.list(all))),
-        Asked::Restore(ordered) => {
-            let (id, follower) = control.sessions.restore(*ordered)?;
-            Ok(until_exit(&id, follower))
+    let done = match commands::read(&body.arguments, &caller) {
+        Ok(Asked::Repository(words)) => control.run(&words).await,
+        Ok(Asked::Sessions(all)) => Ok(lines_of(control.list(all))),
+        Ok(Asked::Restore(ordered)) => {
+            control.sessions.restore(*ordered).map(|(id, follower)| until_exit(&id, follower))
         }
-        Asked::Order(id, order) => Ok(until_exit(&id, control.sessions.order(&id, order)?)),
-    });
+        Ok(Asked::Order(id, order)) => control.sessions.order(&id, order).map(|follower| until_exit(&id, follower)),
+        Err(error) => Err(error),
+    };
     done.unwrap_or_else(|error| refusal(&error))
 }
 
 impl Control {
     /// A verb on the repository, in a process of its own, which ends with who asked.
-    fn run(&self, words: &[String]) -> anyhow::Result<Response> {
+    async fn run(&self, words: &[String]) -> anyhow::Result<Response> {
+        let turn = tokio::time::timeout(COMMAND_WAIT, Arc::clone(&self.commands).acquire_owned()).await;
+        let Ok(Ok(turn)) = turn else {
+            let message = format!("{COMMANDS_MAX} commands on the repository run already");
+            return Err(Failure::new(Exit::Refused, message).hint("try again when one of them has ended").into());
+        };
         let mut command = Command::new("/proc/self/exe");
         // By a flag: this user's settings may name a mount server, and it would be this one.
         command.arg("--relay").arg("--state").arg(&self.state).args(words).arg("--repo").arg(&self.repository);
@@ -156,6 +194,7 @@ impl Control {
         let stdout = child.stdout.take().ok_or_else(|| anyhow::anyhow!("a process without output"))?;
         let (lines, receiver) = mpsc::channel(LINES_MAX);
         tokio::spawn(async move {
+            let _turn = turn;
             let mut stdout = BufReader::new(stdout).lines();
             loop {
                 let line = tokio::select! {
@@ -212,7 +251,7 @@ fn line(record: &Record) -> String {
 }
 
 fn lines_of(objects: Vec<Value>) -> Response {
-    let text: String = objects.iter().map(|object| format!("{object}\n")).collect();
+    let text: String = objects.iter().map(|object| format!("{}\n", json_line(object))).collect();
     ([(header::CONTENT_TYPE, LINES)], text).into_response()
 }
 
@@ -261,9 +300,13 @@ fn up_to_exit(said: &str) -> (String, bool) {
     (kept, false)
 }
 
-async fn sessions(Shared(control): Shared<Arc<Control>>) -> Json<Value> {
+async fn sessions(Shared(control): Shared<Arc<Control>>) -> Response {
     let objects: Vec<Value> = control.sessions.records().iter().map(Record::object).collect();
-    Json(json!({"sessions": objects}))
+    object(&json!({"sessions": objects}))
+}
+
+fn object(object: &Value) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], json_line(object)).into_response()
 }
 
 fn identified(id: &str) -> anyhow::Result<SessionId> {
@@ -272,7 +315,7 @@ fn identified(id: &str) -> anyhow::Result<SessionId> {
 
 async fn session(Shared(control): Shared<Arc<Control>>, Path(id): Path<String>) -> Response {
     match identified(&id).and_then(|id| control.sessions.record(&id)) {
-        Ok(record) => Json(record.object()).into_response(),
+        Ok(record) => object(&record.object()),
         Err(error) => refusal(&error),
     }
 }
@@ -323,7 +366,7 @@ async fn events(
     ([(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-store")], body).into_response()
 }
 
-const KEEP_ALIVE: std::time::Duration = std::time::Duration::from_secs(15);
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 async fn order(
     Shared(control): Shared<Arc<Control>>,

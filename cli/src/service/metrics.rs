@@ -56,6 +56,7 @@ pub(super) fn text(records: &[Record], refused: &Refused, plane: &Measured) -> S
             counted(&refused.handshakes, "handshake"),
             counted(&refused.requests, "request"),
             counted(&refused.unauthorized, "token"),
+            counted(&refused.too_many, "too_many"),
         ],
     );
     let counts = &plane.counts;

@@ -17,6 +17,7 @@ pub(crate) mod control;
 mod data;
 mod https;
 mod metrics;
+mod notify;
 mod page;
 mod plane;
 mod sessions;
@@ -38,6 +39,7 @@ use tokio::net::TcpListener;
 
 use crate::context::Context;
 use crate::exit::{Exit, Failure};
+use crate::human;
 use crate::options::RepositoryOption;
 use certificate::Certificate;
 use control::Control;
@@ -60,8 +62,14 @@ pub(crate) struct Arguments {
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     pub(crate) data_plane: Protection,
     /// The most that targets together read a second, such as 200M [default: no limit]
-    #[arg(long, value_name = "RATE")]
-    pub(crate) rate_limit: Option<String>,
+    #[arg(long, value_name = "RATE", value_parser = human::parse_rate)]
+    pub(crate) rate_limit: Option<u64>,
+    /// The most that one session reads a second [default: no limit]
+    #[arg(long, value_name = "RATE", value_parser = human::parse_rate)]
+    pub(crate) session_rate_limit: Option<u64>,
+    /// How the repository is read: plain is by threads, without io_uring
+    #[arg(long, value_enum, default_value_t, hide = true)]
+    pub(crate) io: Io,
     /// How often a restore that fails is tried again by itself
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub(crate) retries: u32,
@@ -95,6 +103,14 @@ pub(crate) enum Protection {
     #[default]
     Tls,
     /// Nothing
+    Plain,
+}
+
+/// How the repository is read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Io {
+    #[default]
+    Auto,
     Plain,
 }
 
@@ -147,24 +163,29 @@ async fn serve(
         sessions_max: arguments.max_sessions as usize,
     };
     let directory = state.join("service");
-    let rate_limit = context.rate_limit(arguments.rate_limit.as_deref())?;
+    let from_settings = || context.rate_limit(None);
+    let rate_limit = arguments.rate_limit.map_or_else(from_settings, |limit| Ok(Some(limit)))?;
     let settings = data::Settings {
         listen: arguments.data_listen,
         tls: data_tls,
         store: LocalStore::new(&repository),
         bytes_a_second_max: rate_limit,
+        with_ring: arguments.io == Io::Auto,
     };
     let data = data::DataPlane::start(settings, Arc::default())
         .map_err(|cause| Failure::new(Exit::Failed, format!("cannot listen on {}: {cause}", arguments.data_listen)))?;
     let data_address = data.address();
     let patience = arguments.retry_every.saturating_mul(arguments.retries).max(PATIENCE_MIN);
-    let plane = MountService::new(data, Repository::open(&repository)?, security, patience, None, &directory)?;
+    let repository_of_plane = Repository::open(&repository)?;
+    let limit = arguments.session_rate_limit;
+    let plane = MountService::new(data, repository_of_plane, security, patience, limit, &directory)?;
     let plane = Arc::new(plane);
     let ssh_config = arguments.ssh_config.as_ref().map(std::path::absolute).transpose()?;
     let sessions = Sessions::open(&directory, policy, Program::own(ssh_config)?, Arc::clone(&plane) as Arc<dyn Plane>)?;
     let refused = Arc::default();
     let issued = tokens.count()?;
-    let control = Control { repository, state, tokens, sessions, plane, refused: Arc::clone(&refused) };
+    let commands = control::commands_at_once();
+    let control = Control { repository, state, tokens, sessions, plane, refused: Arc::clone(&refused), commands };
     let address = listener.local_addr().context("cannot tell where it listens")?;
     let text = format!("serving on https://{address}, blocks on {data_address}, certificate {fingerprint}");
     let object = json!({
@@ -174,12 +195,15 @@ async fn serve(
     if issued == 0 {
         context.output.note("nobody has a token yet: `pghydrant serve --issue-token NAME` makes one");
     }
+    notify::tell("READY=1");
     let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     tokio::select! {
         () = https::serve(listener, tls, control::router(control), refused) => {}
         _ = tokio::signal::ctrl_c() => {}
         _ = term.recv() => {}
+        () = notify::live() => {}
     }
+    notify::tell("STOPPING=1");
     // What runs on targets goes on there, and is followed again by the next service.
     Ok(Exit::Done)
 }

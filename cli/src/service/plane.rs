@@ -26,10 +26,18 @@ use crate::exit::{Exit, Failure};
 pub(super) trait Plane: Send + Sync {
     /// Lets `session` read, and tells how: the content of the file that its target opens as its repository. `seen_as` is
     /// this machine's address as the target sees it. Asked again, the earlier answer no longer counts.
-    fn lease(&self, session: &SessionId, cluster: &ClusterName, seen_as: Option<&str>) -> anyhow::Result<Value>;
+    fn lease(&self, session: &SessionId, wanted: Wanted<'_>, seen_as: Option<&str>) -> anyhow::Result<Value>;
 
     /// Ends what `session` was let read.
     fn end(&self, session: &SessionId);
+}
+
+/// What a session wants to read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted<'a> {
+    pub(super) cluster: &'a ClusterName,
+    /// The most a second; the operator's limit counts as well.
+    pub(super) rate_limit: Option<u64>,
 }
 
 /// A lease, as it is kept.
@@ -42,6 +50,9 @@ struct Kept {
     token: String,
     /// What the session has chosen.
     backup: Option<BackupLabel>,
+    /// Bytes a second, as it was ordered.
+    #[serde(default)]
+    rate_limit: Option<u64>,
 }
 
 /// Figures of the data plane.
@@ -59,6 +70,7 @@ pub(super) struct MountService {
     security: Security,
     /// How long a target waits for this service.
     patience: Duration,
+    /// Of each session.
     rate_limit: Option<u64>,
     directory: PathBuf,
     kept: Arc<Mutex<BTreeMap<SessionId, Kept>>>,
@@ -108,7 +120,8 @@ impl MountService {
             }
         };
         let only = kept.backup.clone();
-        self.plane.leases().offer((lease, token), cluster, only, self.rate_limit, Box::new(tell));
+        let limit = [kept.rate_limit, self.rate_limit].into_iter().flatten().min();
+        self.plane.leases().offer((lease, token), cluster, only, limit, Box::new(tell));
         Ok(())
     }
 
@@ -132,7 +145,7 @@ impl MountService {
 }
 
 impl Plane for MountService {
-    fn lease(&self, session: &SessionId, cluster: &ClusterName, seen_as: Option<&str>) -> anyhow::Result<Value> {
+    fn lease(&self, session: &SessionId, wanted: Wanted<'_>, seen_as: Option<&str>) -> anyhow::Result<Value> {
         let address = self.address(seen_as)?;
         let before = self.locked().get(session).cloned();
         if let Some(before) = &before {
@@ -141,10 +154,11 @@ impl Plane for MountService {
         let (lease, token) = Leases::number().context("cannot make a token")?;
         let kept = Kept {
             session: session.clone(),
-            cluster: cluster.clone(),
+            cluster: wanted.cluster.clone(),
             lease: lease.to_string(),
             token: Leases::hash(&token).to_hex().to_string(),
             backup: before.and_then(|before| before.backup),
+            rate_limit: wanted.rate_limit,
         };
         write(&self.directory, &kept)?;
         self.locked().insert(session.clone(), kept.clone());

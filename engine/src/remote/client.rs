@@ -3,17 +3,21 @@
 //! A few connections are shared by all threads; another is opened when all have something to do. A call that fails
 //! because its connection is lost is made again on another one, whatever it was: all that can be asked is a question.
 //!
-//! What is held in memory is what callers asked for, in their own buffers, and a little for each connection.
+//! What is held in memory is what callers asked for, in their own buffers, a little for each connection, and what was
+//! asked for ahead ([`super::ahead`]).
 
 use std::fs::File;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use super::ahead::{Ahead, Taken};
 use super::connection::{Connection, Fault};
 use super::frame::{Failure, FailureCode, KEY_BYTES_MAX, RANGES_MAX, READ_BYTES_MAX};
 use super::message::{ByteRange, Request};
+use super::pace::Pace;
 use super::sink::Sink;
 use super::{Access, Patience};
 use crate::store::{Entry, Existing, Store, Upload};
@@ -29,9 +33,20 @@ const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// How often whoever waits between two tries looks around.
 const TICK: Duration = Duration::from_millis(100);
 
+/// Memory for what is asked for ahead, unless somebody says how much.
+const AHEAD_BYTES_DEFAULT: usize = 32 << 20;
+
 /// A repository that the mount service reads for us, as far as a lease goes.
 #[derive(Debug)]
 pub struct RemoteStore {
+    client: Arc<Client>,
+    ahead: Ahead,
+}
+
+/// Calls, and the connections that they are made on.
+#[derive(Debug)]
+pub(super) struct Client {
+    pace: Mutex<Pace>,
     access: RwLock<Access>,
     patience: Arc<dyn Patience>,
     pool: Mutex<Pool>,
@@ -63,9 +78,41 @@ impl RemoteStore {
     /// Connects. Whatever keeps the first connection from being made is told at once: a wrong address, certificate or
     /// token. From then on `patience` says how long a call waits for a service that is gone.
     pub fn connect(access: Access, patience: Arc<dyn Patience>) -> Result<Self> {
+        let client = Arc::new(Client::connect(access, patience)?);
+        let ahead = Ahead::new(Arc::clone(&client), AHEAD_BYTES_DEFAULT);
+        Ok(Self { client, ahead })
+    }
+
+    /// Goes on with another access, on which every call from now on is made: the service came back with a new lease, or
+    /// at another place. Calls that wait are made on it too.
+    pub fn renew(&self, access: Access) {
+        self.client.renew(access);
+    }
+
+    /// What it has done so far.
+    pub fn counters(&self) -> Counters {
+        let Client { bytes, lost, .. } = &*self.client;
+        Counters { bytes: bytes.load(Ordering::Relaxed), lost: lost.load(Ordering::Relaxed) }
+    }
+
+    /// Fills each buffer from its byte of `key`: as few requests as it takes, each of several ranges.
+    pub fn read_ranges(&self, key: &str, wanted: &mut [(u64, &mut [u8])]) -> Result<()> {
+        self.client.read_ranges(key, wanted)
+    }
+
+    fn read_only<T>(&self, what: &str) -> Result<T> {
+        Err(Error::Refused(format!("the mount service only reads: it will not {what}")))
+    }
+}
+
+impl Client {
+    fn connect(access: Access, patience: Arc<dyn Patience>) -> Result<Self> {
         let first = Connection::open(&access).map_err(|fault| Self::not_connected(&access, fault))?;
+        let mut pace = Pace::new(Instant::now());
+        pace.greeted(first.greeted_in);
         let pool = Pool { open: vec![Arc::new(first)], ..Pool::default() };
         Ok(Self {
+            pace: Mutex::new(pace),
             access: RwLock::new(access),
             patience,
             pool: Mutex::new(pool),
@@ -75,27 +122,27 @@ impl RemoteStore {
         })
     }
 
-    /// Goes on with another access, on which every call from now on is made: the service came back with a new lease, or
-    /// at another place. Calls that wait are made on it too.
-    pub fn renew(&self, access: Access) {
+    fn renew(&self, access: Access) {
         *self.access.write().unwrap_or_else(PoisonError::into_inner) = access;
         let old = {
             let mut pool = self.pool();
             pool.generation += 1;
             std::mem::take(&mut pool.open)
         };
+        // Another way, perhaps: its first greeting tells how long it is.
+        *self.pace() = Pace::new(Instant::now());
         for connection in old {
             connection.lose(Fault::lost("the access was renewed"));
         }
     }
 
-    /// What it has done so far.
-    pub fn counters(&self) -> Counters {
-        Counters { bytes: self.bytes.load(Ordering::Relaxed), lost: self.lost.load(Ordering::Relaxed) }
+    /// What is worth being asked for ahead.
+    pub(super) fn window_bytes(&self) -> u64 {
+        self.pace().window_bytes()
     }
 
     /// Fills each buffer from its byte of `key`: as few requests as it takes, each of several ranges.
-    pub fn read_ranges(&self, key: &str, wanted: &mut [(u64, &mut [u8])]) -> Result<()> {
+    pub(super) fn read_ranges(&self, key: &str, wanted: &mut [(u64, &mut [u8])]) -> Result<()> {
         let (mut ranges, mut parts, mut bytes) = (Vec::new(), Vec::new(), 0);
         for (offset, out) in wanted {
             let mut at = *offset;
@@ -120,6 +167,7 @@ impl RemoteStore {
         let bytes: u64 = ranges.iter().map(|range| u64::from(range.bytes)).sum();
         self.call(&Request::Read { key: key.to_owned(), ranges }, &mut Sink::parts(parts))?;
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.pace().arrived(bytes, Instant::now());
         Ok(())
     }
 
@@ -209,6 +257,7 @@ impl RemoteStore {
         match (opened, other) {
             (Ok(connection), _) => {
                 if pool.generation == generation {
+                    self.pace().greeted(connection.greeted_in);
                     pool.open.push(Arc::clone(&connection));
                 }
                 Ok(connection)
@@ -221,6 +270,14 @@ impl RemoteStore {
     fn pool(&self) -> MutexGuard<'_, Pool> {
         // A panic elsewhere cannot leave it half changed.
         self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pace(&self) -> MutexGuard<'_, Pace> {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn describe(&self, key: &str) -> PathBuf {
+        format!("{}/{key}", self.access().address).into()
     }
 
     fn access(&self) -> std::sync::RwLockReadGuard<'_, Access> {
@@ -252,32 +309,52 @@ impl RemoteStore {
         };
         Error::Io { operation: "read", path, offset: failure.offset, source }
     }
-
-    fn read_only<T>(&self, what: &str) -> Result<T> {
-        Err(Error::Refused(format!("the mount service only reads: it will not {what}")))
-    }
 }
 
 impl Store for RemoteStore {
     fn read_at(&self, key: &str, offset: u64, out: &mut [u8]) -> Result<()> {
-        self.read_ranges(key, &mut [(offset, out)])
+        let mut filled = 0;
+        while filled < out.len() {
+            let (at, rest) = (offset.saturating_add(filled as u64), &mut out[filled..]);
+            match self.ahead.take(key, at, rest) {
+                Taken::Here(bytes) => filled += bytes,
+                Taken::Nothing(bytes) => {
+                    self.client.read_ranges(key, &mut [(at, &mut rest[..bytes])])?;
+                    filled += bytes;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn allow_ahead(&self, bytes: usize) -> usize {
+        self.ahead.allow(bytes);
+        bytes
+    }
+
+    fn ahead_room(&self) -> u64 {
+        self.ahead.room()
+    }
+
+    fn fetch_ahead(&self, key: &str, range: Range<u64>) -> bool {
+        self.ahead.fetch(key, range)
     }
 
     fn size(&self, key: &str) -> Result<Option<u64>> {
         let mut sink = Sink::Size(None);
-        self.call(&Request::Size { key: key.to_owned() }, &mut sink)?;
+        self.client.call(&Request::Size { key: key.to_owned() }, &mut sink)?;
         Ok(if let Sink::Size(size) = sink { size } else { None })
     }
 
     fn list(&self, directory: &str) -> Result<Vec<Entry>> {
         let mut sink = Sink::Entries { directory, entries: Vec::new() };
-        self.call(&Request::List { directory: directory.to_owned() }, &mut sink)?;
+        self.client.call(&Request::List { directory: directory.to_owned() }, &mut sink)?;
         Ok(if let Sink::Entries { entries, .. } = sink { entries } else { Vec::new() })
     }
 
     fn get(&self, key: &str, limit: u64) -> Result<Vec<u8>> {
         let mut sink = Sink::All { bytes: Vec::new(), limit };
-        self.call(&Request::Get { key: key.to_owned(), limit }, &mut sink)?;
+        self.client.call(&Request::Get { key: key.to_owned(), limit }, &mut sink)?;
         Ok(if let Sink::All { bytes, .. } = sink { bytes } else { Vec::new() })
     }
 
@@ -302,7 +379,7 @@ impl Store for RemoteStore {
     }
 
     fn describe(&self, key: &str) -> PathBuf {
-        format!("{}/{key}", self.access().address).into()
+        self.client.describe(key)
     }
 
     fn local_path(&self, _: &str) -> Option<PathBuf> {

@@ -42,6 +42,8 @@ pub(super) struct Connection {
     /// A request was answered.
     room: Condvar,
     requests_max: usize,
+    /// From the greeting to its answer.
+    pub(super) greeted_in: Duration,
 }
 
 #[derive(Default)]
@@ -63,7 +65,7 @@ type Turn = (Box<Reader>, Option<Header>);
 
 impl Connection {
     pub(super) fn open(access: &Access) -> Result<Self, Fault> {
-        let (writer, reader, requests_max) = stream::open(access)?;
+        let (writer, reader, requests_max, greeted_in) = stream::open(access)?;
         let state = State { reader: Some(Box::new(reader)), ..State::default() };
         let socket = writer.socket().map_err(|cause| Fault::lost(cause.to_string()))?;
         Ok(Self {
@@ -72,6 +74,7 @@ impl Connection {
             state: Mutex::new(state),
             room: Condvar::new(),
             requests_max: usize::from(requests_max),
+            greeted_in,
         })
     }
 

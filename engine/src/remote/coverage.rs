@@ -12,13 +12,16 @@
 //! long before this one. Readers ask for neighbouring runs with the gaps between them, so what a gap of up to
 //! [`GAP_BYTES_MAX`] holds is blanked rather than refused. Runs are kept sorted and merged, 8 bytes each; a backup so
 //! scattered that they are more than [`RUNS_MAX`] has those joined that lie closest, so that memory has a bound.
+//!
+//! To find the runs takes a walk through all of the manifest, seconds for 10 TB. What is found is known at once: requests
+//! are answered while the walk goes on, and only those wait of which it is not known yet whether they are covered.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::Result;
-use crate::format::block::{Content, Extent};
+use crate::format::block::{BlockRecord, Content, Extent};
 use crate::repository::{Backup, keys};
 use crate::units::{BackupLabel, BlockNumber, ClusterName, PackId};
 
@@ -28,34 +31,43 @@ pub(super) const GAP_BYTES_MAX: u64 = crate::blocks::GAP_BYTES_MAX;
 const RUNS_MAX: usize = 1 << 20;
 /// Records looked at in one go.
 const RECORDS_AT_ONCE: u64 = 8192;
+/// Records that were looked at and are not made known yet, at most: 3 MiB of memory.
+const RECORDS_UNKNOWN_MAX: u64 = 1 << 17;
 
 /// What a lease covers.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Coverage {
     cluster: ClusterName,
     manifests: BTreeSet<String>,
-    packs: BTreeMap<PackId, Runs>,
+    /// Packs of the backup, and how many bytes of each its blocks refer to.
+    used: BTreeMap<PackId, u64>,
+    packs: RwLock<Packs>,
 }
 
 /// Bytes of one pack: sorted, apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Runs(Arc<[(u32, u32)]>);
+pub struct Runs {
+    runs: Arc<[(u32, u32)]>,
+    /// No more will be found.
+    is_final: bool,
+}
 
 /// How much of a key is covered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reach<'coverage> {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reach {
     /// Nothing: not even whether it is there is told.
     Nothing,
     /// All of it.
     Whole,
     /// These runs.
-    Only(&'coverage Runs),
+    Only(Runs),
 }
 
 impl Coverage {
     /// For a choice among the cluster's backups: their descriptions and the WAL, and nothing that is in them.
     pub fn of_descriptions(cluster: &ClusterName) -> Self {
-        Self { cluster: cluster.clone(), manifests: BTreeSet::new(), packs: BTreeMap::new() }
+        let (manifests, used) = (BTreeSet::new(), BTreeMap::new());
+        Self { cluster: cluster.clone(), manifests, used, packs: RwLock::new(Packs::new(RUNS_MAX)) }
     }
 
     /// The backup whose manifest `key` is, if it is one of this cluster's.
@@ -64,10 +76,29 @@ impl Coverage {
         keys::manifest_of(name)
     }
 
+    /// For one backup and the WAL of its cluster: nothing of its packs, until it is walked.
+    pub fn begin(backup: &Backup) -> Self {
+        let cluster = backup.cluster.name().clone();
+        let used = backup.manifest.manifests().iter();
+        let own = keys::manifest(&cluster, &backup.info.label);
+        let manifests = used.map(|used| keys::manifest(&cluster, &used.label)).chain([own]).collect();
+        let used = backup.manifest.packs().iter().map(|used| (used.pack, used.bytes)).collect();
+        Self { cluster, manifests, used, packs: RwLock::new(Packs::new(RUNS_MAX)) }
+    }
+
     /// For one backup and the WAL of its cluster. Reads all of the manifest.
     pub fn of_backup(backup: &Backup) -> Result<Self> {
-        let cluster = backup.cluster.name().clone();
-        let mut collected = Collected::new(RUNS_MAX);
+        let coverage = Self::begin(backup);
+        coverage.walk(backup, &mut || true)?;
+        Ok(coverage)
+    }
+
+    /// Reads all of the manifest, front to back, as a restore does, and makes known what it finds on the way: a pack for
+    /// good as soon as all bytes that the backup refers to in it were met. `go_on` hears each time, and says whether to.
+    /// After an error it may be called again.
+    pub fn walk(&self, backup: &Backup, go_on: &mut dyn FnMut() -> bool) -> Result<()> {
+        self.packs.write().unwrap_or_else(PoisonError::into_inner).begin_again();
+        let (mut found, mut walked) = (Found::default(), 0_u64);
         let mut records = Vec::new();
         for file in backup.manifest.files() {
             let file = file?;
@@ -76,33 +107,37 @@ impl Coverage {
                 records.clear();
                 let count = RECORDS_AT_ONCE.min(blocks - first);
                 backup.manifest.blocks(BlockNumber(file.first_block.0 + first), count, &mut records)?;
-                for record in &records {
-                    match record.content {
-                        Content::Zero => {}
-                        Content::Stored { at, .. } => collected.add(&at),
-                        Content::Patched { base, patch, .. } => {
-                            collected.add(&base);
-                            collected.add(&patch);
-                        }
+                records.iter().for_each(|record| found.add(record));
+                walked += count;
+                // The first are waited for; later on there is more to look through each time.
+                if found.records >= (walked / 16).clamp(RECORDS_AT_ONCE / 8, RECORDS_UNKNOWN_MAX) {
+                    self.publish(&mut found, false);
+                    if !go_on() {
+                        return Err(crate::Error::Cancelled);
                     }
                 }
             }
         }
-        let used = backup.manifest.manifests().iter();
-        let own = keys::manifest(&cluster, &backup.info.label);
-        let manifests = used.map(|used| keys::manifest(&cluster, &used.label)).chain([own]).collect();
-        Ok(Self { cluster, manifests, packs: collected.finish() })
+        self.publish(&mut found, true);
+        Ok(())
+    }
+
+    fn publish(&self, found: &mut Found, is_all: bool) {
+        // It is changed by whole packs, so a panic elsewhere leaves less than there could be.
+        self.packs.write().unwrap_or_else(PoisonError::into_inner).take(found, &self.used, is_all);
     }
 
     /// How much of `key` may be read.
-    pub fn reach(&self, key: &str) -> Reach<'_> {
+    pub fn reach(&self, key: &str) -> Reach {
         let below = |directory: String| key.strip_prefix(&directory).and_then(|rest| rest.strip_prefix('/'));
         if key == keys::REPOSITORY || key == keys::cluster_info(&self.cluster) || self.manifests.contains(key) {
             return Reach::Whole;
         }
         if let Some(name) = below(keys::packs(&self.cluster)) {
-            let runs = keys::pack_of(name).and_then(|pack| self.packs.get(&pack));
-            return runs.map_or(Reach::Nothing, Reach::Only);
+            let Some(pack) = keys::pack_of(name).filter(|pack| self.used.contains_key(pack)) else {
+                return Reach::Nothing;
+            };
+            return Reach::Only(self.packs.read().unwrap_or_else(PoisonError::into_inner).runs(pack));
         }
         let is_description = below(keys::backups(&self.cluster)).is_some_and(|name| keys::backup_of(name).is_some());
         let is_wal =
@@ -127,6 +162,16 @@ impl Coverage {
 }
 
 impl Runs {
+    /// Whether a request for these bytes is one that a reader of the backup makes; none if that is not known yet. What is
+    /// asked for with gaps is not known before no more can be found in them.
+    pub fn answer(&self, wanted: &Range<u64>) -> Option<bool> {
+        if self.is_final {
+            return Some(self.covers(wanted));
+        }
+        let holds = |run: Range<u64>| run.start <= wanted.start && wanted.end <= run.end;
+        (!wanted.is_empty() && self.within(wanted).next().is_some_and(holds)).then_some(true)
+    }
+
     /// Whether a request for these bytes is one that a reader of the backup makes.
     pub fn covers(&self, wanted: &Range<u64>) -> bool {
         let mut at = wanted.start;
@@ -155,60 +200,121 @@ impl Runs {
 
     /// The runs that have bytes in `wanted`.
     fn within(&self, wanted: &Range<u64>) -> impl Iterator<Item = Range<u64>> {
-        let first = self.0.partition_point(|(_, end)| u64::from(*end) <= wanted.start);
+        let first = self.runs.partition_point(|(_, end)| u64::from(*end) <= wanted.start);
         let end = wanted.end;
-        let runs = self.0[first..].iter().map(|(start, end)| u64::from(*start)..u64::from(*end));
+        let runs = self.runs[first..].iter().map(|(start, end)| u64::from(*start)..u64::from(*end));
         runs.take_while(move |run| run.start < end)
     }
 }
 
-/// Runs as they are found; never more than twice as many as there may be at the end.
-struct Collected {
+/// What was met, and is not known yet.
+#[derive(Debug, Default)]
+struct Found {
     runs: Vec<(PackId, u32, u32)>,
-    runs_max: usize,
-    /// Runs with no more than this between them are one.
-    gap: u32,
+    referred: BTreeMap<PackId, u64>,
+    records: u64,
 }
 
-impl Collected {
-    fn new(runs_max: usize) -> Self {
-        Self { runs: Vec::new(), runs_max, gap: 0 }
+impl Found {
+    fn add(&mut self, record: &BlockRecord) {
+        self.records += 1;
+        match record.content {
+            Content::Zero => {}
+            Content::Stored { at, .. } => self.add_run(&at),
+            Content::Patched { base, patch, .. } => {
+                self.add_run(&base);
+                self.add_run(&patch);
+            }
+        }
     }
 
-    fn add(&mut self, extent: &Extent) {
+    fn add_run(&mut self, extent: &Extent) {
+        *self.referred.entry(extent.pack).or_default() += u64::from(extent.stored);
         // Blocks of a file mostly lie one behind the other.
         let (start, end) = (extent.offset, extent.offset.saturating_add(extent.stored));
         match self.runs.last_mut() {
             Some((pack, _, last)) if *pack == extent.pack && *last == start => *last = end,
             _ => self.runs.push((extent.pack, start, end)),
         }
-        if self.runs.len() >= 2 * self.runs_max {
-            self.merge();
-            while self.runs.len() > self.runs_max && self.gap < u32::MAX / 2 {
-                self.gap = (self.gap * 2).max(crate::units::DIRECT_BYTES as u32);
-                self.merge();
-            }
+    }
+}
+
+/// Runs by pack; never more than there may be.
+#[derive(Debug)]
+struct Packs {
+    known: BTreeMap<PackId, Known>,
+    runs: usize,
+    runs_max: usize,
+    /// Runs with no more than this between them are one.
+    gap: u32,
+    is_all: bool,
+}
+
+#[derive(Debug)]
+struct Known {
+    runs: Arc<[(u32, u32)]>,
+    referred: u64,
+    is_final: bool,
+}
+
+impl Packs {
+    fn new(runs_max: usize) -> Self {
+        Self { known: BTreeMap::new(), runs: 0, runs_max, gap: 0, is_all: false }
+    }
+
+    fn runs(&self, pack: PackId) -> Runs {
+        match self.known.get(&pack) {
+            Some(known) => Runs { runs: Arc::clone(&known.runs), is_final: known.is_final || self.is_all },
+            None => Runs { runs: Arc::default(), is_final: self.is_all },
         }
     }
 
-    fn merge(&mut self) {
-        self.runs.sort_unstable();
-        let gap = self.gap;
-        self.runs.dedup_by(|next, kept| {
-            let joins = next.0 == kept.0 && next.1 <= kept.2.saturating_add(gap);
-            if joins {
-                kept.2 = kept.2.max(next.2);
-            }
-            joins
-        });
+    /// The manifest is read from the beginning: what was counted is counted again.
+    fn begin_again(&mut self) {
+        self.known.values_mut().for_each(|known| known.referred = 0);
     }
 
-    fn finish(mut self) -> BTreeMap<PackId, Runs> {
-        self.merge();
-        let packs = self.runs.chunk_by(|one, next| one.0 == next.0);
-        let runs_of = |pack: &[(PackId, u32, u32)]| pack.iter().map(|(_, start, end)| (*start, *end)).collect();
-        packs.map(|pack| (pack[0].0, Runs(runs_of(pack)))).collect()
+    fn take(&mut self, found: &mut Found, used: &BTreeMap<PackId, u64>, is_all: bool) {
+        found.runs.sort_unstable();
+        for of_pack in found.runs.chunk_by(|one, next| one.0 == next.0) {
+            let pack = of_pack[0].0;
+            let known = self.known.entry(pack).or_insert_with(Known::new);
+            let more = of_pack.iter().map(|(_, start, end)| (*start, *end));
+            self.runs -= known.runs.len();
+            known.runs = merged(known.runs.iter().copied().chain(more).collect(), self.gap);
+            self.runs += known.runs.len();
+        }
+        for (pack, bytes) in std::mem::take(&mut found.referred) {
+            let Some(known) = self.known.get_mut(&pack) else { continue };
+            known.referred += bytes;
+            known.is_final |= used.get(&pack).is_some_and(|used| known.referred >= *used);
+        }
+        (found.runs, found.records, self.is_all) = (Vec::new(), 0, self.is_all || is_all);
+        while self.runs > self.runs_max && self.gap < u32::MAX / 2 {
+            self.gap = (self.gap * 2).max(crate::units::DIRECT_BYTES as u32);
+            let gap = self.gap;
+            self.known.values_mut().for_each(|known| known.runs = merged(known.runs.to_vec(), gap));
+            self.runs = self.known.values().map(|known| known.runs.len()).sum();
+        }
     }
+}
+
+impl Known {
+    fn new() -> Self {
+        Self { runs: Arc::default(), referred: 0, is_final: false }
+    }
+}
+
+fn merged(mut runs: Vec<(u32, u32)>, gap: u32) -> Arc<[(u32, u32)]> {
+    runs.sort_unstable();
+    runs.dedup_by(|next, kept| {
+        let joins = next.0 <= kept.1.saturating_add(gap);
+        if joins {
+            kept.1 = kept.1.max(next.1);
+        }
+        joins
+    });
+    runs.into()
 }
 
 #[cfg(test)]
@@ -218,18 +324,22 @@ mod tests {
     use proptest::prelude::*;
 
     fn collect(extents: &[(u32, u32, u32)], runs_max: usize) -> BTreeMap<PackId, Runs> {
-        let mut collected = Collected::new(runs_max);
-        for (pack, offset, stored) in extents {
-            collected.add(&Extent { pack: PackId(*pack), offset: *offset, stored: *stored });
+        let (mut packs, mut found) = (Packs::new(runs_max), Found::default());
+        for (number, (pack, offset, stored)) in extents.iter().enumerate() {
+            found.add_run(&Extent { pack: PackId(*pack), offset: *offset, stored: *stored });
+            if number % 7 == 6 {
+                packs.take(&mut found, &BTreeMap::new(), false);
+            }
         }
-        collected.finish()
+        packs.take(&mut found, &BTreeMap::new(), true);
+        packs.known.keys().map(|pack| (*pack, packs.runs(*pack))).collect()
     }
 
     #[test]
     fn runs_are_merged_and_gaps_are_blanked() {
         let packs = collect(&[(1, 4096, 100), (1, 4196, 50), (2, 0, 10), (1, 5000, 10), (1, 4096, 100)], 100);
         let runs = &packs[&PackId(1)];
-        assert_eq!(*runs, Runs([(4096, 4246), (5000, 5010)].into()));
+        assert_eq!(*runs.runs, [(4096, 4246), (5000, 5010)]);
         let mut bytes = [1; 1000];
         runs.blank(4090, &mut bytes);
         let kept: Vec<_> = (0..1000).filter(|at| bytes[*at] == 1).map(|at| at + 4090).collect();
@@ -254,6 +364,28 @@ mod tests {
         ] {
             assert_eq!(runs.covers(&wanted), covered, "{wanted:?}");
         }
+    }
+
+    #[test]
+    fn what_is_not_known_yet_is_neither_served_nor_refused() {
+        let run = |pack, offset, stored| Extent { pack: PackId(pack), offset, stored };
+        let used = BTreeMap::from([(PackId(1), 200), (PackId(2), 50)]);
+        let (mut packs, mut found) = (Packs::new(100), Found::default());
+        found.add_run(&run(1, 4096, 100));
+        packs.take(&mut found, &used, false);
+        let runs = packs.runs(PackId(1));
+        let answers = [4096..4196, 4100..4101, 4096..4197, 0..4196, 8192..8292].map(|wanted| runs.answer(&wanted));
+        assert_eq!(answers, [Some(true), Some(true), None, None, None]);
+        assert_eq!(packs.runs(PackId(2)).answer(&(0..1)), None);
+        // All that the backup has of it was met: what lies between is sent as zeros, what lies behind is refused.
+        found.add_run(&run(1, 8192, 100));
+        packs.take(&mut found, &used, false);
+        let runs = packs.runs(PackId(1));
+        let answers = [4096..8292, 8192..8292, 4300..4400, 1 << 20..(1 << 20) + 1].map(|wanted| runs.answer(&wanted));
+        assert_eq!(answers, [Some(true), Some(true), Some(false), Some(false)]);
+        assert_eq!(packs.runs(PackId(2)).answer(&(0..1)), None);
+        packs.take(&mut found, &used, true);
+        assert_eq!(packs.runs(PackId(2)).answer(&(0..1)), Some(false));
     }
 
     proptest! {
@@ -284,7 +416,7 @@ mod tests {
                     }
                 }
             } else {
-                prop_assert!(packs.values().map(|runs| runs.0.len()).sum::<usize>() <= 2 * runs_max);
+                prop_assert!(packs.values().map(|runs| runs.runs.len()).sum::<usize>() <= runs_max.max(packs.len()));
             }
         }
     }

@@ -9,15 +9,20 @@
 //! network as they are stored; decoding and proving them is the affair of [`Blocks`](crate::blocks::Blocks) here as
 //! everywhere, so nobody on the way has to be trusted with their content. *PROTOCOL.md* has every byte of the protocol.
 //!
+//! Over a long way a read is answered late. Whoever reads in order therefore has the store ask for what comes next
+//! ([`Store::fetch_ahead`](crate::store::Store::fetch_ahead)), as much as the way takes and the memory allows.
+//!
 //! Always true: a read brings all of its bytes or an error. A connection that is lost costs time and nothing else: what
 //! was asked on it is asked again on another, for as long as the [`Patience`] of the session lasts.
 
 mod access;
+mod ahead;
 mod client;
 mod connection;
 mod coverage;
 pub mod frame;
 pub mod message;
+mod pace;
 mod patience;
 mod pin;
 mod sink;

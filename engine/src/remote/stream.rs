@@ -45,8 +45,9 @@ struct Encrypted {
     left: std::ops::Range<usize>,
 }
 
-/// Connects, and is let in or not. With the most requests that the server takes at once.
-pub(super) fn open(access: &Access) -> Result<(Writer, Reader, u16), Fault> {
+/// Connects, and is let in or not. With the most requests that the server takes at once, and the time that its answer to
+/// the greeting took: a round trip.
+pub(super) fn open(access: &Access) -> Result<(Writer, Reader, u16, Duration), Fault> {
     let lost = |cause: io::Error| Fault::lost(format!("cannot connect: {cause}"));
     let mut socket = connect(&access.address).map_err(lost)?;
     let session = match access.security {
@@ -62,9 +63,11 @@ pub(super) fn open(access: &Access) -> Result<(Writer, Reader, u16), Fault> {
     let mut writer = Writer { socket, session };
     let mut reader = Reader { socket: reading, session: encrypted };
     let hello = Hello { version: VERSION, lease: access.lease, token: access.token.clone() };
+    let greeted = Instant::now();
     writer.send(&hello.to_bytes()).map_err(lost)?;
     let mut welcome = [0; Welcome::BYTES];
     reader.fill(&mut welcome, &GreetingOnly)?;
+    let greeted_in = greeted.elapsed();
     let welcome = Welcome::from_bytes(&welcome).map_err(|malformed| Fault::lost(malformed.to_string()))?;
     if welcome.version != VERSION {
         let detail = format!("it speaks version {} of the protocol, this program version {VERSION}", welcome.version);
@@ -79,7 +82,7 @@ pub(super) fn open(access: &Access) -> Result<(Writer, Reader, u16), Fault> {
         return Err(Fault::NotLetIn(code, why.to_owned()));
     }
     writer.socket.set_read_timeout(Some(TICK)).map_err(lost)?;
-    Ok((writer, reader, welcome.requests_max))
+    Ok((writer, reader, welcome.requests_max, greeted_in))
 }
 
 fn connect(address: &SocketAddr) -> io::Result<TcpStream> {

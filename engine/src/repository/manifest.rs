@@ -167,6 +167,26 @@ impl Manifest {
         Ok(())
     }
 
+    /// Appends the records of up to `count` blocks from `first` on, of whatever file, as far as one leaf goes. The block
+    /// behind them, or none at the end.
+    pub(crate) fn blocks_in_leaf(
+        &self,
+        first: BlockNumber,
+        count: u64,
+        out: &mut Vec<BlockRecord>,
+    ) -> Result<Option<BlockNumber>> {
+        if first.0 >= self.block_limit() {
+            return Ok(None);
+        }
+        let (leaf, slot) = first.leaf_and_slot();
+        let records = self.leaf(leaf)?;
+        let end = usize::try_from(count).map_or(records.len(), |count| slot.saturating_add(count).min(records.len()));
+        out.extend_from_slice(records.get(slot..end).unwrap_or_default());
+        // The last leaf of a group may be shorter than others; numbers go on with the next.
+        let next = if end < records.len() { first.0 - slot as u64 + end as u64 } else { (leaf + 1) * LEAF_RECORDS };
+        Ok(Some(BlockNumber(next)))
+    }
+
     /// Reads the whole tree: every chunk is what its reference says, the counts add up, paths are in order.
     pub fn verify_all(&self) -> Result<()> {
         let mut audit = Audit::default();

@@ -9,6 +9,7 @@
 
 use std::fmt::Debug;
 use std::fs::File;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -102,6 +103,23 @@ pub trait Store: Send + Sync + Debug {
 
     /// The file of `key` where the store is a directory of this machine, for readers with their own I/O.
     fn local_path(&self, key: &str) -> Option<PathBuf>;
+
+    /// Lets it hold so many bytes that were asked for before they are read. How many of them it has a use for: none, where
+    /// reading takes no longer than asking.
+    fn allow_ahead(&self, _bytes: usize) -> usize {
+        0
+    }
+
+    /// How many bytes are worth being asked for now, before they are read.
+    fn ahead_room(&self) -> u64 {
+        0
+    }
+
+    /// Asks for bytes of `key` that somebody will read soon; false if there is no room for them. What becomes of it shows
+    /// only in how long the read takes.
+    fn fetch_ahead(&self, _key: &str, _range: Range<u64>) -> bool {
+        false
+    }
 }
 
 /// A key on its way. Dropped without a commit, it leaves nothing that a reader can see.

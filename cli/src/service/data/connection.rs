@@ -11,9 +11,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use engine::Error;
-use engine::remote::Reach;
 use engine::remote::frame::{Failure, FailureCode, Header};
 use engine::remote::message::{ByteRange, Request, listed_frames, sized_frame};
+use engine::remote::{Reach, Runs};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -227,16 +227,17 @@ impl Answers<'_> {
     }
 
     async fn read(&self, id: u64, key: &str, ranges: &[ByteRange]) -> Result<Result<(), Failure>, HungUp> {
-        let covered = match self.reach(key) {
-            Reach::Nothing => false,
-            Reach::Whole => true,
-            Reach::Only(runs) => ranges.iter().all(|range| runs.covers(&(range.offset..range.end()))),
+        let runs = match self.lease.coverage.reach(key, ranges).await {
+            Reach::Nothing => return Ok(Err(not_covered())),
+            Reach::Whole => None,
+            Reach::Only(runs) => Some(runs),
         };
-        if !covered {
+        let covers = |runs: &Runs| ranges.iter().all(|range| runs.answer(&(range.offset..range.end())) == Some(true));
+        if !runs.as_ref().is_none_or(covers) {
             return Ok(Err(not_covered()));
         }
         match self.worker.files.kept(&self.worker.shared, key).await {
-            Ok(file) => self.pieces(id, key, &file, ranges).await.map(Ok),
+            Ok(file) => self.pieces(id, key, &file, (ranges, runs)).await.map(Ok),
             Err(error) => Ok(Err(failure_of(&error))),
         }
     }
@@ -246,7 +247,7 @@ impl Answers<'_> {
             return Ok(Err(not_covered()));
         }
         // As it is now: descriptions may have been replaced.
-        let file = match files::open(&self.worker.shared, key).await {
+        let file = match self.worker.files.now(&self.worker.shared, key).await {
             Ok(file) => Rc::new(file),
             Err(error) => return Ok(Err(failure_of(&error))),
         };
@@ -261,7 +262,7 @@ impl Answers<'_> {
         let most = u64::from(u32::MAX);
         let range = |offset: u64| ByteRange { offset, bytes: (file.bytes - offset).min(most) as u32 };
         let ranges: Vec<_> = (0..file.bytes).step_by(u32::MAX as usize).map(range).collect();
-        self.pieces(id, key, &file, &ranges).await.map(Ok)
+        self.pieces(id, key, &file, (&ranges, None)).await.map(Ok)
     }
 
     async fn size(&self, key: &str) -> Result<Option<u64>, Failure> {
@@ -286,8 +287,14 @@ impl Answers<'_> {
         Ok(listed_frames(id, &entries))
     }
 
-    /// Has the pieces read, as fast as they can be sent.
-    async fn pieces(&self, id: u64, key: &str, file: &Rc<Open>, ranges: &[ByteRange]) -> Result<(), HungUp> {
+    /// Has the pieces read, as fast as they can be sent, without what lies between `runs`.
+    async fn pieces(
+        &self,
+        id: u64,
+        key: &str,
+        file: &Rc<Open>,
+        (ranges, runs): (&[ByteRange], Option<Runs>),
+    ) -> Result<(), HungUp> {
         for (range, is_last) in cut(ranges) {
             self.hold_back(u64::from(range.bytes)).await;
             // A place in the queue first: whoever waits for it holds no buffer.
@@ -297,11 +304,8 @@ impl Answers<'_> {
                 return Err(HungUp);
             }
             let (worker, file, key) = (Rc::clone(self.worker), Rc::clone(file), key.to_owned());
-            let runs = match self.reach(&key) {
-                Reach::Only(runs) => Some(runs.clone()),
-                Reach::Whole | Reach::Nothing => None,
-            };
-            let read = tokio_uring::spawn(async move {
+            let runs = runs.clone();
+            let read = tokio::task::spawn_local(async move {
                 let read = worker.buffers.read(&file.file, range, id, is_last, buffer).await;
                 buffer = read.map_err(|cause| {
                     worker.files.forget(&key);
@@ -319,10 +323,13 @@ impl Answers<'_> {
 
     /// Waits until bytes may go, by the limits of the lease and of the service.
     async fn hold_back(&self, bytes: u64) {
-        let limits = [&self.lease.throttle, &self.worker.shared.throttle];
-        let wait = limits.into_iter().flatten().map(|throttle| throttle.reserve(bytes)).max().unwrap_or_default();
-        if !wait.is_zero() {
-            tokio::time::sleep(wait).await;
+        let limits = [&self.lease.limit, &self.worker.shared.limit];
+        if limits.iter().all(|limit| limit.is_none()) {
+            return;
+        }
+        let _turn = self.lease.turn.lock().await;
+        for limit in limits.into_iter().flatten() {
+            limit.pass(bytes).await;
         }
     }
 
@@ -330,7 +337,7 @@ impl Answers<'_> {
         self.outgoing.send(Outgoing::Frame(frame)).await.map_err(|_| HungUp)
     }
 
-    fn reach(&self, key: &str) -> Reach<'_> {
+    fn reach(&self, key: &str) -> Reach {
         self.lease.coverage.coverage().map_or(Reach::Whole, |coverage| coverage.reach(key))
     }
 }

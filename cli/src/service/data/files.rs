@@ -13,29 +13,39 @@ use engine::store::{Entry, Store};
 use engine::{Error, Result};
 
 use super::Shared;
+use super::pieces::Handle;
 
 /// Files that a worker keeps open.
 const FILES_MAX: usize = 128;
 
 /// An open file and its length when it was opened.
 pub(super) struct Open {
-    pub(super) file: tokio_uring::fs::File,
+    pub(super) file: Handle,
     pub(super) bytes: u64,
 }
 
 /// The files of one worker.
-#[derive(Default)]
 pub(super) struct Files {
+    with_ring: bool,
     open: RefCell<HashMap<String, Rc<Open>>>,
 }
 
 impl Files {
+    pub(super) fn new(with_ring: bool) -> Self {
+        Self { with_ring, open: RefCell::default() }
+    }
+
+    /// The file of a key, as it is now.
+    pub(super) async fn now(&self, shared: &Arc<Shared>, key: &str) -> Result<Open> {
+        open((shared, self.with_ring), key).await
+    }
+
     /// The file of a key that never changes.
     pub(super) async fn kept(&self, shared: &Arc<Shared>, key: &str) -> Result<Rc<Open>> {
         if let Some(open) = self.open.borrow().get(key) {
             return Ok(Rc::clone(open));
         }
-        let opened = Rc::new(open(shared, key).await?);
+        let opened = Rc::new(self.now(shared, key).await?);
         let mut open = self.open.borrow_mut();
         if open.len() >= FILES_MAX {
             open.clear();
@@ -50,8 +60,7 @@ impl Files {
     }
 }
 
-/// The file of a key, as it is now.
-pub(super) async fn open(shared: &Arc<Shared>, key: &str) -> Result<Open> {
+async fn open((shared, with_ring): (&Arc<Shared>, bool), key: &str) -> Result<Open> {
     let (file, bytes) = blocking(shared, key, |store, key| {
         let path = store.local_path(key).ok_or_else(|| Error::Refused(format!("\"{key}\" is not a key of a store")))?;
         // Without waiting, should somebody have put a pipe there.
@@ -64,7 +73,11 @@ pub(super) async fn open(shared: &Arc<Shared>, key: &str) -> Result<Open> {
         Ok((file, metadata.len()))
     })
     .await?;
-    Ok(Open { file: tokio_uring::fs::File::from_std(file), bytes })
+    let file = match with_ring {
+        true => Handle::Ring(tokio_uring::fs::File::from_std(file)),
+        false => Handle::Plain(Arc::new(file)),
+    };
+    Ok(Open { file, bytes })
 }
 
 /// How long a key is.

@@ -8,15 +8,17 @@ use std::fs::File;
 use std::io::Read;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use engine::remote::frame::FailureCode;
-use engine::remote::{Coverage, LeaseId, Token};
-use engine::repository::Cluster;
-use engine::throttle::Throttle;
+use engine::remote::message::ByteRange;
+use engine::remote::{Coverage, LeaseId, Reach, Token};
+use engine::repository::{Backup, Cluster};
 use engine::units::BackupLabel;
 use tokio::sync::{Notify, OnceCell};
 
 use super::LEASE_CONNECTIONS_MAX;
+use super::limits::Limit;
 
 /// Leases that have ended and are still known as such.
 const ENDED_MAX: usize = 1024;
@@ -41,7 +43,9 @@ struct Known {
 pub(crate) struct Lease {
     token: TokenHash,
     pub(super) coverage: Covered,
-    pub(super) throttle: Option<Throttle>,
+    pub(super) limit: Option<Limit>,
+    /// Whose piece is next.
+    pub(super) turn: tokio::sync::Mutex<()>,
     ended: AtomicBool,
     /// Wakes connections that have nothing to do when the lease ends.
     pub(super) end: Notify,
@@ -67,8 +71,37 @@ pub(super) struct Choice {
     /// An earlier run of the service has seen what was chosen.
     only: Option<BackupLabel>,
     before: Coverage,
-    chosen: OnceCell<Coverage>,
+    chosen: OnceCell<Arc<Chosen>>,
     tell: Box<dyn Fn(&BackupLabel) + Send + Sync>,
+}
+
+/// What was chosen, and what of its packs is known so far.
+#[derive(Debug)]
+struct Chosen {
+    coverage: Coverage,
+    /// More is known.
+    grown: Notify,
+}
+
+/// After a manifest that could not be read: its disk may come back.
+const WALK_PAUSE: Duration = Duration::from_secs(1);
+
+impl Chosen {
+    /// Finds out which runs of packs the backup has, for as long as anybody else has use for it.
+    fn walk(self: &Arc<Self>, backup: &Backup) {
+        let is_wanted = || Arc::strong_count(self) > 1;
+        while is_wanted() {
+            let walked = self.coverage.walk(backup, &mut || {
+                self.grown.notify_waiters();
+                is_wanted()
+            });
+            match walked {
+                Ok(()) => return self.grown.notify_waiters(),
+                Err(error) => tracing::warn!("what backup {} covers: {error}", backup.info.label),
+            }
+            std::thread::sleep(WALK_PAUSE);
+        }
+    }
 }
 
 impl std::fmt::Debug for Choice {
@@ -83,9 +116,31 @@ impl Covered {
         match self {
             #[cfg(test)]
             Self::Backup(coverage) => Some(coverage),
-            Self::Choice(choice) => Some(choice.chosen.get().unwrap_or(&choice.before)),
+            Self::Choice(choice) => Some(choice.chosen.get().map_or(&choice.before, |chosen| &chosen.coverage)),
             #[cfg(test)]
             Self::Everything => None,
+        }
+    }
+
+    /// How much of `key` may be read, once it is known whether these ranges are among it.
+    pub(super) async fn reach(&self, key: &str, ranges: &[ByteRange]) -> Reach {
+        loop {
+            // What is found from here on wakes it.
+            let chosen = match self {
+                Self::Choice(choice) => choice.chosen.get(),
+                #[cfg(test)]
+                Self::Backup(_) | Self::Everything => None,
+            };
+            let grown = chosen.map(|chosen| chosen.grown.notified());
+            let reach = self.coverage().map_or(Reach::Whole, |coverage| coverage.reach(key));
+            let is_known = match &reach {
+                Reach::Only(runs) => ranges.iter().all(|range| runs.answer(&(range.offset..range.end())).is_some()),
+                Reach::Whole | Reach::Nothing => true,
+            };
+            match grown {
+                Some(grown) if !is_known => grown.await,
+                _ => return reach,
+            }
         }
     }
 
@@ -102,13 +157,22 @@ impl Covered {
         // Of what an earlier run has seen chosen, the client may know the manifest already.
         let Some(label) = choice.only.clone().or_else(|| choice.before.manifest(key)) else { return };
         let (cluster, chosen) = (choice.cluster.clone(), label.clone());
-        // All of the manifest is read: not on the thread that serves others.
-        let look = || tokio::task::spawn_blocking(move || Coverage::of_backup(&cluster.backup(&chosen)?));
+        // A disk is waited for: not on the thread that serves others.
+        let look = || {
+            tokio::task::spawn_blocking(move || {
+                let backup = cluster.backup(&chosen)?;
+                let coverage = Coverage::begin(&backup);
+                Ok::<_, engine::Error>((Arc::new(Chosen { coverage, grown: Notify::new() }), backup))
+            })
+        };
         let made = choice.chosen.get_or_try_init(|| async {
             match look().await {
-                Ok(Ok(coverage)) => {
+                Ok(Ok((chosen, backup))) => {
                     (choice.tell)(&label);
-                    Ok(coverage)
+                    let walked = Arc::clone(&chosen);
+                    let walk = std::thread::Builder::new().name("coverage".to_owned());
+                    walk.spawn(move || walked.walk(&backup)).map_err(|cause| cause.to_string())?;
+                    Ok(chosen)
                 }
                 Ok(Err(error)) => Err(error.to_string()),
                 Err(error) => Err(error.to_string()),
@@ -170,7 +234,8 @@ impl Leases {
         let lease = Lease {
             token,
             coverage,
-            throttle: bytes_a_second_max.map(Throttle::new),
+            limit: bytes_a_second_max.map(Limit::new),
+            turn: tokio::sync::Mutex::default(),
             ended: AtomicBool::new(false),
             end: Notify::new(),
             connections: AtomicUsize::new(0),

@@ -10,6 +10,8 @@
 //! request while those are not sent. All pieces of a worker lie in its registered buffers and nowhere else: that is the
 //! bound of the memory, and the back-pressure.
 //!
+//! Where there is no io_uring, threads read, and each piece is copied once more.
+//!
 //! Whoever is not let in, sends garbage, reads too slowly or says nothing is cut off, counted in [`Metrics`], and of no
 //! more consequence.
 //!
@@ -19,6 +21,7 @@ mod connection;
 mod files;
 mod greeting;
 mod leases;
+mod limits;
 mod metrics;
 mod pieces;
 mod worker;
@@ -34,10 +37,10 @@ use std::time::Duration;
 
 use engine::remote::frame::{Header, PIECE_BYTES_MAX};
 use engine::store::LocalStore;
-use engine::throttle::Throttle;
 use tokio::sync::watch;
 
 pub(crate) use leases::Leases;
+use limits::Limit;
 pub(crate) use metrics::Counts;
 use metrics::Metrics;
 
@@ -87,6 +90,8 @@ pub(crate) struct Settings {
     pub(crate) store: LocalStore,
     /// What all clients together get a second.
     pub(crate) bytes_a_second_max: Option<u64>,
+    /// Whether io_uring is used where there is one; else files are read by threads.
+    pub(crate) with_ring: bool,
 }
 
 /// A data plane that runs. Dropped, it stops.
@@ -104,7 +109,7 @@ struct Shared {
     tls: Option<tokio_rustls::TlsAcceptor>,
     leases: Arc<Leases>,
     metrics: Arc<Metrics>,
-    throttle: Option<Throttle>,
+    limit: Option<Limit>,
 }
 
 impl DataPlane {
@@ -118,12 +123,16 @@ impl DataPlane {
             tls: settings.tls.map(Into::into),
             leases: Arc::clone(&leases),
             metrics: Arc::clone(&metrics),
-            throttle: settings.bytes_a_second_max.map(Throttle::new),
+            limit: settings.bytes_a_second_max.map(Limit::new),
         });
         let (stop, stopped) = watch::channel(false);
         let count = std::thread::available_parallelism().map_or(1, usize::from).min(WORKERS_MAX);
         let buffers = PIECES_BYTES_MAX / FRAME_BYTES / count;
-        let workers = worker::start(count, buffers, listener, &shared, &stopped)?;
+        let ring = if settings.with_ring { engine::io::try_ring() } else { Err(io::ErrorKind::Unsupported.into()) };
+        if let Err(cause) = &ring {
+            tracing::warn!("blocks are read by threads, at a higher cost: no io_uring ({cause})");
+        }
+        let workers = worker::start((count, buffers, ring.is_ok()), listener, &shared, &stopped)?;
         Ok(Self { address, leases, metrics, stop, workers })
     }
 

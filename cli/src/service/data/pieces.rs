@@ -1,6 +1,8 @@
-//! Pieces of stored bytes, from the disk into registered buffers.
+//! Pieces of stored bytes, from the disk into buffers: registered ones by a ring, or by threads.
 
 use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
 
 use engine::remote::frame::{Header, Kind, PIECE_BYTES_MAX};
 use engine::remote::message::ByteRange;
@@ -17,15 +19,23 @@ pub(super) struct Buffers {
     registered: bool,
 }
 
-impl Buffers {
-    pub(super) fn new(count: usize) -> Self {
-        let pool = FixedBufPool::new((0..count).map(|_| vec![0; FRAME_BYTES]));
-        let registered = pool.register().is_ok();
-        Self { pool, registered }
-    }
+/// A file, and how it is read.
+pub(super) enum Handle {
+    Ring(File),
+    /// On a thread for such things.
+    Plain(Arc<std::fs::File>),
+}
 
-    pub(super) fn are_registered(&self) -> bool {
-        self.registered
+impl Buffers {
+    pub(super) fn new(count: usize, with_ring: bool) -> Self {
+        // What a thread reads into beside them counts as much.
+        let count = if with_ring { count } else { count.div_ceil(2) };
+        let pool = FixedBufPool::new((0..count).map(|_| vec![0; FRAME_BYTES]));
+        let registered = with_ring && pool.register().is_ok();
+        if with_ring && !registered {
+            tracing::info!("the kernel takes no registered buffers: a limit on locked memory, perhaps");
+        }
+        Self { pool, registered }
     }
 
     /// A buffer, once there is one.
@@ -36,12 +46,31 @@ impl Buffers {
     /// Fills `buffer` with a frame of these bytes of `file`. A file that ends before is `UnexpectedEof`.
     pub(super) async fn read(
         &self,
-        file: &File,
+        file: &Handle,
         range: ByteRange,
         id: u64,
         is_last: bool,
         mut buffer: FixedBuf,
     ) -> io::Result<FixedBuf> {
+        let wanted = range.bytes as usize;
+        match file {
+            Handle::Ring(file) => buffer = self.read_by_ring(file, range, buffer).await?,
+            Handle::Plain(file) => {
+                let file = Arc::clone(file);
+                let read = tokio::task::spawn_blocking(move || {
+                    let mut piece = vec![0; wanted];
+                    file.read_exact_at(&mut piece, range.offset).map(|()| piece)
+                });
+                let piece = read.await.map_err(io::Error::other)??;
+                buffer[Header::BYTES..Header::BYTES + wanted].copy_from_slice(&piece);
+            }
+        }
+        let header = Header { kind: Kind::Data, is_last, body_bytes: wanted, id };
+        buffer[..Header::BYTES].copy_from_slice(&header.to_bytes());
+        Ok(buffer)
+    }
+
+    async fn read_by_ring(&self, file: &File, range: ByteRange, mut buffer: FixedBuf) -> io::Result<FixedBuf> {
         let wanted = range.bytes as usize;
         let mut filled = 0;
         while filled < wanted {
@@ -57,8 +86,6 @@ impl Buffers {
                 Err(cause) => return Err(cause),
             }
         }
-        let header = Header { kind: Kind::Data, is_last, body_bytes: wanted, id };
-        buffer[..Header::BYTES].copy_from_slice(&header.to_bytes());
         Ok(buffer)
     }
 }

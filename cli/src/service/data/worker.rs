@@ -17,6 +17,9 @@ use super::{CONNECTIONS_MAX, Shared, connection};
 /// After an accept that failed: for want of file numbers, say, which are there again when somebody hangs up.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// Threads of a worker that read, where there is no ring.
+const THREADS_MAX: usize = 16;
+
 /// What the connections of a worker share.
 pub(super) struct Worker {
     pub(super) shared: Arc<Shared>,
@@ -26,15 +29,12 @@ pub(super) struct Worker {
 
 /// Starts `count` workers; the first hands out what comes in, one to each in turn.
 pub(super) fn start(
-    count: usize,
-    buffers: usize,
+    (count, buffers, with_ring): (usize, usize, bool),
     listener: TcpListener,
     shared: &Arc<Shared>,
     stopped: &watch::Receiver<bool>,
 ) -> io::Result<Vec<JoinHandle<()>>> {
     listener.set_nonblocking(true)?;
-    // Tried here, where it can still be said: a kernel or a container without io_uring.
-    engine::io::try_ring()?;
     let (senders, receivers): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::unbounded_channel()).unzip();
     let (ready, started) = std::sync::mpsc::channel();
     let mut listener = Some((listener, senders));
@@ -44,7 +44,7 @@ pub(super) fn start(
         let accepting = listener.take();
         let name = format!("data-{number}");
         workers.push(std::thread::Builder::new().name(name).spawn(move || {
-            run(shared, buffers, accepting, sockets, stopped, &ready);
+            run(shared, (buffers, with_ring), (accepting, sockets), stopped, &ready);
         })?);
     }
     drop(ready);
@@ -57,41 +57,50 @@ type Accepting = Option<(TcpListener, Vec<mpsc::UnboundedSender<TcpStream>>)>;
 
 fn run(
     shared: Arc<Shared>,
-    buffers: usize,
+    (buffers, with_ring): (usize, bool),
+    (accepting, sockets): (Accepting, mpsc::UnboundedReceiver<TcpStream>),
+    stopped: watch::Receiver<bool>,
+    ready: &std::sync::mpsc::Sender<io::Result<()>>,
+) {
+    let work = async {
+        let (buffers, files) = (Buffers::new(buffers, with_ring), Files::new(with_ring));
+        let worker = Rc::new(Worker { shared, buffers, files });
+        // Nobody to hear it: another worker failed before.
+        let _ = ready.send(Ok(()));
+        serve(worker, accepting, sockets, stopped).await;
+    };
+    let failed = if with_ring {
+        tokio_uring::Runtime::new(&tokio_uring::builder()).map(|runtime| runtime.block_on(work)).err()
+    } else {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        let runtime = builder.enable_all().max_blocking_threads(THREADS_MAX).build();
+        runtime.map(|runtime| tokio::task::LocalSet::new().block_on(&runtime, work)).err()
+    };
+    if let Some(cause) = failed {
+        let _ = ready.send(Err(cause));
+    }
+}
+
+async fn serve(
+    worker: Rc<Worker>,
     accepting: Accepting,
     mut sockets: mpsc::UnboundedReceiver<TcpStream>,
     mut stopped: watch::Receiver<bool>,
-    ready: &std::sync::mpsc::Sender<io::Result<()>>,
 ) {
-    let runtime = match tokio_uring::Runtime::new(&tokio_uring::builder()) {
-        Ok(runtime) => runtime,
-        Err(cause) => {
-            // Nobody to hear it: another worker failed before.
-            let _ = ready.send(Err(cause));
-            return;
+    if let Some((listener, senders)) = accepting {
+        tokio::task::spawn_local(accept(listener, senders, Arc::clone(&worker.shared)));
+    }
+    loop {
+        tokio::select! {
+            _ = stopped.wait_for(|stop| *stop) => return,
+            socket = sockets.recv() => match socket {
+                None => return,
+                Some(socket) => {
+                    tokio::task::spawn_local(connection::serve(socket, Rc::clone(&worker)));
+                }
+            },
         }
-    };
-    runtime.block_on(async {
-        let worker = Rc::new(Worker { shared, buffers: Buffers::new(buffers), files: Files::default() });
-        if !worker.buffers.are_registered() {
-            tracing::info!("the kernel takes no registered buffers: a limit on locked memory, perhaps");
-        }
-        let _ = ready.send(Ok(()));
-        if let Some((listener, senders)) = accepting {
-            tokio_uring::spawn(accept(listener, senders, Arc::clone(&worker.shared)));
-        }
-        loop {
-            tokio::select! {
-                _ = stopped.wait_for(|stop| *stop) => return,
-                socket = sockets.recv() => match socket {
-                    None => return,
-                    Some(socket) => {
-                        tokio_uring::spawn(connection::serve(socket, Rc::clone(&worker)));
-                    }
-                },
-            }
-        }
-    });
+    }
 }
 
 async fn accept(listener: TcpListener, senders: Vec<mpsc::UnboundedSender<TcpStream>>, shared: Arc<Shared>) {

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 
+use super::super::plane::Wanted;
 use super::super::target::{Agent, Trouble, last_words};
 use super::{Live, Sessions, State};
 use crate::agent::{Order, Request};
@@ -125,7 +126,8 @@ impl Sessions {
             {
                 return trouble.into();
             }
-            let repository = match self.plane.lease(&id, &cluster, agent.seen_as.as_deref()) {
+            let wanted = Wanted { cluster: &cluster, rate_limit: live.record().rate_limit };
+            let repository = match self.plane.lease(&id, wanted, agent.seen_as.as_deref()) {
                 Ok(repository) => repository,
                 Err(error) => return Ended::Refused(Failure::new(Failure::exit_of(&error), format!("{error:#}"))),
             };

@@ -54,6 +54,7 @@ pub(super) struct Ordered {
     pub(super) target: Target,
     pub(super) restore: Vec<String>,
     pub(super) data: std::path::PathBuf,
+    pub(super) rate_limit: Option<u64>,
     pub(super) by: String,
 }
 
@@ -116,6 +117,7 @@ impl Sessions {
             target: ordered.target,
             restore: ordered.restore,
             data: ordered.data,
+            rate_limit: ordered.rate_limit,
             ordered_by: ordered.by,
             created_at: now,
             updated_at: now,

@@ -93,6 +93,9 @@ pub(crate) struct Record {
     pub(crate) restore: Vec<String>,
     /// The data directory there.
     pub(crate) data: PathBuf,
+    /// Bytes a second that it may read.
+    #[serde(default)]
+    pub(crate) rate_limit: Option<u64>,
     /// Whose token ordered it.
     pub(crate) ordered_by: String,
     pub(crate) created_at: Timestamp,

@@ -19,7 +19,9 @@ use super::{Counts, DataPlane, Leases, Settings};
 #[allow(dead_code, unreachable_pub)]
 #[path = "../../../../../benches/backup.rs"]
 mod backup;
+mod distance;
 mod hostile;
+mod limits;
 mod lost;
 #[path = "../../../../../engine/src/store/conformance/reading.rs"]
 mod reading;
@@ -36,6 +38,7 @@ fn settings(root: &Path) -> Settings {
         tls: None,
         store: LocalStore::new(root),
         bytes_a_second_max: None,
+        with_ring: true,
     }
 }
 
@@ -49,6 +52,11 @@ fn start_tls(root: &Path) -> (DataPlane, Security) {
     let security = Security::Tls(certificate.fingerprint());
     let settings = Settings { tls: Some(certificate.server_config().unwrap()), ..settings(root) };
     (DataPlane::start(settings, Arc::default()).unwrap(), security)
+}
+
+/// As on a machine without io_uring.
+fn start_plain(root: &Path) -> DataPlane {
+    DataPlane::start(Settings { with_ring: false, ..settings(root) }, Arc::default()).unwrap()
 }
 
 /// A lease of everything.
@@ -108,8 +116,11 @@ fn a_remote_store_conforms_as_far_as_it_reads() {
     let planes = std::cell::RefCell::new(Vec::new());
     reading::run(&|name| {
         let root = directory.path().join(name);
-        let (plane, security) =
-            if planes.borrow().len() % 2 == 0 { start_tls(&root) } else { (start(&root), Security::Plain) };
+        let (plane, security) = match planes.borrow().len() % 3 {
+            0 => start_tls(&root),
+            1 => (start(&root), Security::Plain),
+            _ => (start_plain(&root), Security::Plain),
+        };
         let store = RemoteStore::connect(lease_all(&plane, security), Arc::new(Forever)).unwrap();
         planes.borrow_mut().push(plane);
         (Box::new(LocalStore::new(root)), Box::new(store))
@@ -204,25 +215,13 @@ fn many_threads_share_few_connections() {
 }
 
 #[test]
-fn the_rate_limit_of_a_lease_and_of_the_service_hold() {
-    const RATE: u64 = 16 << 20;
-    let directory = tempfile::tempdir().unwrap();
-    LocalStore::new(directory.path()).put("key", &vec![7; 24 << 20], Existing::Refuse).unwrap();
-    for of_lease in [true, false] {
-        let limit = (!of_lease).then_some(RATE);
-        let settings = Settings { bytes_a_second_max: limit, ..settings(directory.path()) };
-        let plane = DataPlane::start(settings, Arc::default()).unwrap();
-        let (lease, token) = plane.leases().issue_covered(Covered::Everything, of_lease.then_some(RATE)).unwrap();
-        let access = Access { address: plane.address(), security: Security::Plain, lease, token };
-        let (one, other) = (connect(access.clone()), connect(access));
-        let began = Instant::now();
-        std::thread::scope(|scope| {
-            for store in [one, other] {
-                scope.spawn(move || store.get("key", 24 << 20).unwrap());
-            }
-        });
-        // 48 MiB, never faster than the limit and a tenth; how much slower is the machine's affair.
-        let rate = (48 << 20) as f64 / began.elapsed().as_secs_f64();
-        assert!(rate < RATE as f64 * 1.1, "{rate} bytes a second");
+fn without_io_uring_threads_read_the_same() {
+    let plane = start_plain(&sample());
+    for backup in backups(&sample()) {
+        let store = connect(lease(&plane, Security::Plain, &backup));
+        assert!(contents(&remote(&backup, &store).unwrap()).unwrap() == contents(&backup).unwrap());
     }
+    assert_eq!((plane.counts().refused_requests, plane.counts().failed_requests), (0, 0));
+    let absent = connect(lease_all(&plane, Security::Plain)).read_at("no/such", 0, &mut [0; 10]).unwrap_err();
+    assert_eq!(absent.raw_os_error(), Some(libc::ENOENT));
 }
