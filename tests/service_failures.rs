@@ -189,7 +189,6 @@ fn a_copy_that_is_cancelled_ends_and_leaves_nothing() -> Result<()> {
     slow_once_there(&stage, 16)?;
     stage.wait_for_copy()?;
     let id = stage.session_id()?;
-    stage.host.speed_up()?;
     stage.server.command(["cancel", &id]).succeed()?;
     client.wait()?;
     assert_eq!(stage.server.wait_for("cancelled")?.get("message"), Some(&Value::Null));

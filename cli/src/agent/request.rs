@@ -75,7 +75,10 @@ impl Request {
                 Does::Verb(ours.into_iter().map(str::to_owned).chain(self.restore.iter().cloned()).collect())
             }
             (Order::Cancel, None) => Does::Nothing("cancelled"),
-            (Order::Restore | Order::SkipCheck | Order::Promote, Some(Standing::Finished)) => Does::Nothing("running"),
+            // Not to be cancelled any more either.
+            (Order::Restore | Order::SkipCheck | Order::Promote | Order::Cancel, Some(Standing::Finished)) => {
+                Does::Nothing(RUNNING)
+            }
             (Order::Restore | Order::SkipCheck, Some(Standing::AtTarget(state))) => Does::Nothing(state),
             // Ordered before, and killed on the way: the journal says whereto.
             (Order::Promote | Order::Retarget(_), Some(Standing::OnItsWay)) => on_session("retry", &[]),
@@ -190,6 +193,8 @@ fn take_away_unused(directory: &Path) {
 
 /// What `agent begin` answers, and behind it where in the events those of the run begin.
 pub(crate) const BEGUN: &str = "begun";
+/// How the result of a restore calls one that is finished.
+pub(crate) const RUNNING: &str = "running";
 pub(super) const REPOSITORY: &str = "repository.json";
 pub(super) const REQUEST: &str = "request.json";
 pub(super) const EVENTS: &str = "events";
@@ -246,6 +251,7 @@ mod tests {
             (Order::Promote, Some(Standing::Finished), "running"),
             (Order::Restore, at_target, "paused"),
             (Order::Cancel, None, "cancelled"),
+            (Order::Cancel, Some(Standing::Finished), "running"),
         ] {
             assert_eq!(request(order).does(Path::new("/d"), stands), Does::Nothing(state));
         }

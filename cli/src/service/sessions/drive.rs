@@ -17,7 +17,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use super::super::target::{Agent, Trouble, last_words};
 use super::events::LINE_BYTES_MAX;
 use super::{Live, Record, Sessions, State};
-use crate::agent::{Order, Request};
+use crate::agent::{Order, RUNNING, Request};
 use crate::exit::{Exit, Failure};
 
 /// The agent gives a sign of life every two seconds.
@@ -270,6 +270,12 @@ pub(super) fn judge(record: &Record, order: &Order, ended: Ended) -> (State, u8,
         Ended::Verb(code) if is(code, Exit::Done) || is(code, Exit::DamagedPages) => {
             let stays =
                 |result: &Value| matches!(result.get("state").and_then(Value::as_str), Some("paused" | "shut down"));
+            let there = record.result.as_ref().and_then(|result| result.get("state")?.as_str());
+            if *order == Order::Cancel && there == Some(RUNNING) {
+                let message = format!("session {id} was finished before it could be cancelled");
+                let hint = "stop that server and remove its directory to be rid of it";
+                return (State::Finished, Exit::Usage as u8, Some(Failure::new(Exit::Usage, message).hint(hint)));
+            }
             let state = match order {
                 Order::Cancel => State::Cancelled,
                 _ if record.result.as_ref().is_some_and(stays) => State::AtTarget,

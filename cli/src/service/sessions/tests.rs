@@ -168,6 +168,11 @@ fn where_a_session_stands_after_each_end_of_each_order() {
     };
     let first = || of(None, true, 1);
     let again = || of(Some(State::Waiting), true, 2);
+    let finished = || {
+        let mut record = of(None, true, 2);
+        record.result = Some(json!({"event": "result", "state": "running"}));
+        record
+    };
     let at_target = |asked| of(Some(State::AtTarget), asked, 2);
     for (record, order, ended, expected) in [
         (first(), Order::Restore, verb(Exit::Done), State::Finished),
@@ -181,6 +186,8 @@ fn where_a_session_stands_after_each_end_of_each_order() {
         (again(), Order::Restore, verb(Exit::Refused), State::Waiting),
         (again(), Order::Restore, refused(), State::Waiting),
         (again(), Order::Cancel, verb(Exit::Done), State::Cancelled),
+        // It was quicker.
+        (finished(), Order::Cancel, verb(Exit::Done), State::Finished),
         // At its target it stays until an order was sent.
         (at_target(false), Order::Promote, lost(), State::AtTarget),
         (at_target(false), Order::Promote, refused(), State::AtTarget),
