@@ -58,6 +58,7 @@ if [ "$purpose" = test ]; then
     need tc iproute2
     need ssh openssh-client
     need sshd openssh-server
+    need curl curl
 fi
 if [ "$purpose" = peers ]; then
     need pgbackrest pgbackrest

@@ -33,6 +33,10 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+
     pub fn up_to(&mut self, limit: Duration) -> Duration {
         limit.mul_f64(f64::from(u32::try_from(self.next() >> 32).unwrap_or(0)) / f64::from(u32::MAX))
     }

@@ -33,7 +33,9 @@ mod open_files;
 mod reboots;
 mod refusals;
 mod retarget;
+#[macro_use]
 mod service;
+mod service_failures;
 mod service_load;
 mod standby;
 mod tablespaces;

@@ -10,17 +10,20 @@ use crate::support::target::{MountServer, TargetHost};
 use crate::support::*;
 
 /// A cluster with a backup and WAL behind it, a host, and a mount server.
-struct Stage {
-    server: MountServer,
-    host: TargetHost,
-    world: World,
+pub struct Stage {
+    pub server: MountServer,
+    pub host: TargetHost,
+    pub world: World,
 }
 
 const ROWS: i64 = 200_000;
 
 impl Stage {
-    fn new(options: &[&str]) -> Result<Self> {
-        let world = World::new(2)?;
+    pub fn new(options: &[&str]) -> Result<Self> {
+        Self::of(World::new(2)?, options)
+    }
+
+    pub fn of(world: World, options: &[&str]) -> Result<Self> {
         world.backup()?;
         world.cluster.sql("CREATE TABLE later AS SELECT 1 AS id")?;
         world.cluster.archive_wal()?;
@@ -29,12 +32,12 @@ impl Stage {
         Ok(Self { server, host, world })
     }
 
-    fn target(&self) -> std::path::PathBuf {
+    pub fn target(&self) -> std::path::PathBuf {
         self.world.scratch.join("restored")
     }
 
     /// The restored server has every row, of the backup and of the WAL, and every page is right.
-    fn check(&self) -> Result<()> {
+    pub fn check(&self) -> Result<()> {
         let restored = Instance::running_in(&self.target())?;
         assert_eq!(restored.number("SELECT count(*) FROM pgbench_accounts")?, ROWS);
         assert_eq!(restored.number("SELECT count(*) FROM later")?, 1);
@@ -43,18 +46,18 @@ impl Stage {
         restored.check_pages()
     }
 
-    fn session_id(&self) -> Result<String> {
+    pub fn session_id(&self) -> Result<String> {
         let session = self.server.sessions()?.pop().context("no session")?;
         Ok(session.get("session").and_then(Value::as_str).context("no id")?.to_owned())
     }
 
     /// What a session has on its target while it is not over.
-    fn agent_directory(&self) -> Result<std::path::PathBuf> {
+    pub fn agent_directory(&self) -> Result<std::path::PathBuf> {
         Ok(Path::new("/var/cache/pghydrant/sessions").join(self.session_id()?))
     }
 
     /// Waits until the copy runs.
-    fn wait_for_copy(&self) -> Result<()> {
+    pub fn wait_for_copy(&self) -> Result<()> {
         wait_until("a copy that has begun", Duration::from_secs(120), || {
             let Some(session) = self.server.sessions()?.pop() else { return Ok(false) };
             let bytes = session.pointer("/progress/bytes").and_then(Value::as_u64);
@@ -71,7 +74,9 @@ macro_rules! requires_network {
             Fuse,
             Tool("ip", "iproute2"),
             Tool("sshd", "openssh-server"),
-            Tool("ssh", "openssh-client")
+            Tool("ssh", "openssh-client"),
+            // Asks for figures.
+            Tool("curl", "curl")
         );
     };
 }

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal};
+
 use super::process::wait_until;
 use super::tools::find_program;
 use super::{Context, Pghydrant, Repository, Result, Run, Running, Scratch};
@@ -19,7 +21,13 @@ pub struct TargetHost {
     pub seen_as: String,
     identity: PathBuf,
     known: PathBuf,
+    configuration: PathBuf,
     sshd: Option<Running>,
+}
+
+/// Nobody serves this mount any more.
+fn is_dead(place: &str) -> bool {
+    fs::metadata(place).is_err_and(|cause| cause.raw_os_error() == Some(libc::ENOTCONN))
 }
 
 /// Hosts of this process so far.
@@ -43,6 +51,7 @@ impl TargetHost {
             seen_as: at(1),
             identity: scratch.join("target.key"),
             known: scratch.join("target.known"),
+            configuration: PathBuf::new(),
             sshd: None,
         };
         let (cable, far) = (&host.cable, format!("{name}b"));
@@ -73,15 +82,56 @@ impl TargetHost {
             host_key.display(),
             self.identity.with_extension("key.pub").display(),
         );
-        let file = scratch.join("sshd.conf");
-        fs::write(&file, configuration)?;
+        self.configuration = scratch.join("sshd.conf");
+        fs::write(&self.configuration, configuration)?;
         fs::create_dir_all("/run/sshd")?;
+        self.start_sshd()?;
+        Ok(self)
+    }
+
+    fn start_sshd(&mut self) -> Result<()> {
+        let file = &self.configuration;
         let sshd = find_program("sshd").context("no sshd")?;
         let run = Run::new("ip").args(["netns", "exec", &self.namespace]).arg(sshd).args(["-D", "-e", "-f"]).arg(file);
         let mut sshd = run.time_limit(Duration::from_secs(900)).start()?;
         sshd.wait_for_output("a server that listens", |said| said.contains("Server listening"))?;
         self.sshd = Some(sshd);
-        Ok(self)
+        Ok(())
+    }
+
+    /// Its processes.
+    pub fn pids(&self) -> Result<Vec<Pid>> {
+        let listed = Run::new("ip").args(["netns", "pids", &self.namespace]).succeed()?.stdout;
+        Ok(listed.lines().filter_map(|line| Pid::from_raw(line.trim().parse().ok()?)).collect())
+    }
+
+    /// Those of them that run our binary.
+    pub fn our_pids(&self) -> Result<Vec<Pid>> {
+        let is_ours = |pid: &Pid| {
+            let program = fs::read_link(format!("/proc/{}/exe", pid.as_raw_nonzero()));
+            program.is_ok_and(|program| program.to_string_lossy().contains("/pghydrant/bin/"))
+        };
+        Ok(self.pids()?.into_iter().filter(is_ours).collect())
+    }
+
+    /// As a power cut and a start: every process and every mount is gone. What was written stays.
+    pub fn reboot(&mut self) -> Result<()> {
+        wait_until("a host without processes", Duration::from_secs(60), || {
+            let pids = self.pids()?;
+            for pid in &pids {
+                // It may have ended by now.
+                let _ = rustix::process::kill_process(*pid, Signal::KILL);
+            }
+            Ok(pids.is_empty())
+        })?;
+        self.sshd = None;
+        for line in fs::read_to_string("/proc/self/mountinfo")?.lines() {
+            let place = line.split(' ').nth(4).unwrap_or_default();
+            if place.starts_with("/run/media/pghydrant/") && is_dead(place) {
+                Run::new("umount").args(["-l", place]).succeed()?;
+            }
+        }
+        self.start_sshd()
     }
 
     /// Options of `restore` that lead there.
@@ -242,6 +292,16 @@ impl MountServer {
     pub fn sessions(&self) -> Result<Vec<serde_json::Value>> {
         let listed = self.command(["sessions", "--all", "--json"]).succeed()?.json()?;
         Ok(listed.get("sessions").and_then(serde_json::Value::as_array).context("no sessions")?.clone())
+    }
+
+    /// Bytes of blocks that it has sent since it was started.
+    pub fn bytes_sent(&self) -> Result<u64> {
+        let token = fs::read_to_string(&self.token)?;
+        let header = format!("Authorization: Bearer {}", token.trim());
+        let run = Run::new("curl").args(["-sSk", "-m", "60", "-H", &header, &format!("{}/metrics", self.url())]);
+        let said = run.succeed()?.stdout;
+        let line = said.lines().find_map(|line| line.strip_prefix("pghydrant_data_bytes_total "));
+        Ok(line.context("no such figure")?.parse::<f64>()? as u64)
     }
 
     /// Waits until its one session stands as `state` says.

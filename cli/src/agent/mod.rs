@@ -20,7 +20,7 @@ mod run;
 
 use std::path::PathBuf;
 
-pub(crate) use request::{Order, Request};
+pub(crate) use request::{BEGUN, Order, RUNNING, Request};
 
 use crate::context::Context;
 use crate::exit::Exit;

@@ -222,3 +222,25 @@ impl ServerCertVerifier for Pinned {
         self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_server_is_known_by_its_certificate_whatever_the_clocks_say() {
+        let certificate = CertificateDer::from(b"as the server shows it".to_vec());
+        let name = ServerName::try_from("backup1").unwrap();
+        let pinned = Pinned::new(Some(Fingerprint::of(&certificate)));
+        let century = Duration::from_secs(100 * 365 * 24 * 3600);
+        for now in [Duration::ZERO, century, 90 * century] {
+            let now = UnixTime::since_unix_epoch(now);
+            pinned.verify_server_cert(&certificate, &[], &name, &[], now).unwrap();
+            let other = CertificateDer::from(b"another".to_vec());
+            assert!(pinned.verify_server_cert(&other, &[], &name, &[], now).is_err());
+        }
+    }
+}

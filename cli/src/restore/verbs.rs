@@ -65,6 +65,34 @@ pub(crate) fn retry(id: &SessionId, skip_check: bool, context: &Context) -> anyh
     super::drive(session, context)
 }
 
+/// Where a session stands that somebody else orders things of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    OnItsWay,
+    /// It waits there; how the result of its restore calls that.
+    AtTarget(&'static str),
+    /// It waited there, and its server was ended.
+    Down,
+    Finished,
+}
+
+/// None if there is no such session.
+pub(crate) fn standing(id: &SessionId, state: &std::path::Path) -> anyhow::Result<Option<Standing>> {
+    let store = Store::of(state);
+    if !store.journal_path(id).exists() {
+        return Ok(None);
+    }
+    let journal = store.open(id)?.journal;
+    Ok(Some(match journal.plan.target.action {
+        _ if journal.phase == Phase::Finished => Standing::Finished,
+        Action::Promote => Standing::OnItsWay,
+        _ if journal.at_target.is_none() => Standing::OnItsWay,
+        _ if waits_and_is_down(&journal)? => Standing::Down,
+        Action::Pause => Standing::AtTarget("paused"),
+        Action::Shutdown => Standing::AtTarget("shut down"),
+    }))
+}
+
 /// A server that was paused at its target, and does not run any more.
 fn waits_and_is_down(journal: &Journal) -> anyhow::Result<bool> {
     if journal.at_target.is_none() || journal.plan.target.action != Action::Pause || !claim::is_ours(journal)? {

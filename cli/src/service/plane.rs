@@ -4,7 +4,7 @@
 //! A lease is on disk with the hash of its token, so a mount service that is started again knows its sessions, and their
 //! targets go on as if nothing had been.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -30,6 +30,9 @@ pub(super) trait Plane: Send + Sync {
 
     /// Ends what `session` was let read.
     fn end(&self, session: &SessionId);
+
+    /// Ends what any session was let read that is not among these.
+    fn keep_only(&self, sessions: &BTreeSet<SessionId>);
 }
 
 /// What a session wants to read.
@@ -174,6 +177,13 @@ impl Plane for MountService {
         }
         if let Err(error) = durable::remove_durably(&path(&self.directory, session)) {
             tracing::warn!("{error}");
+        }
+    }
+
+    fn keep_only(&self, sessions: &BTreeSet<SessionId>) {
+        let others: Vec<SessionId> = self.locked().keys().filter(|id| !sessions.contains(*id)).cloned().collect();
+        for other in others {
+            self.end(&other);
         }
     }
 }

@@ -105,12 +105,16 @@ impl Agent {
         Ok(Self { ssh, program: binary, directory, seen_as: found.seen_as })
     }
 
-    /// Starts a verb there; it goes on without us.
-    pub(super) async fn begin(&self, request: &Request) -> Result<(), Trouble> {
+    /// Starts a verb there; it goes on without us. Where in the events what it says begins.
+    pub(super) async fn begin(&self, request: &Request) -> Result<u64, Trouble> {
         let mut line = serde_json::to_vec(request)
             .map_err(|cause| Trouble::Refused(Failure::new(Exit::Failed, cause.to_string())))?;
         line.push(b'\n');
-        run(&self.ssh, &self.command("begin"), Some(&line)).await.map(drop)
+        let answer = run(&self.ssh, &self.command("begin"), Some(&line)).await?;
+        begun(&answer).ok_or_else(|| {
+            let message = format!("{} does not say that it has begun: {}", self.ssh.target.host, last_line(&answer));
+            Trouble::Refused(Failure::new(Exit::Failed, message))
+        })
     }
 
     /// The process that tells what is said there, from byte `from` on.
@@ -279,6 +283,12 @@ fn told(answer: &[u8]) -> Option<String> {
     Some(event.get("message")?.as_str()?.to_owned())
 }
 
+/// What `agent begin` answers.
+fn begun(answer: &[u8]) -> Option<u64> {
+    let text = String::from_utf8_lossy(answer);
+    text.lines().rev().find_map(|line| line.strip_prefix(crate::agent::BEGUN)?.trim().parse().ok())
+}
+
 impl Ssh {
     fn command(&self, command: &str) -> Command {
         let mut ssh = Command::new("ssh");
@@ -330,6 +340,13 @@ mod tests {
         assert!(is_final("pg@db2: Permission denied (publickey).\n"));
         assert!(!is_final("ssh: connect to host db2 port 22: Connection refused\n"));
         assert!(!is_final("Timeout, server db2 not responding.\n"));
+    }
+
+    #[test]
+    fn where_a_run_begins_is_told_behind_whatever_a_login_prints() {
+        assert_eq!(begun(b"Welcome to db2\nbegun 0\n"), Some(0));
+        assert_eq!(begun(b"begun 1234\n"), Some(1234));
+        assert!(begun(b"").is_none() && begun(b"begun\n").is_none() && begun(b"begun -1\n").is_none());
     }
 
     #[test]

@@ -16,19 +16,24 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 
 use super::super::plane::Wanted;
 use super::super::target::{Agent, Trouble, last_words};
-use super::{Live, Sessions, State};
-use crate::agent::{Order, Request};
+use super::events::LINE_BYTES_MAX;
+use super::{Live, Record, Sessions, State};
+use crate::agent::{Order, RUNNING, Request};
 use crate::exit::{Exit, Failure};
 
 /// The agent gives a sign of life every two seconds.
 const SILENCE_MAX: Duration = Duration::from_secs(20);
 /// Between two attempts to reach a target that was there before.
 const REACH_PAUSE: Duration = Duration::from_secs(3);
-/// Longer than any line of ours.
-const LINE_BYTES_MAX: u64 = 1 << 20;
+/// How long what we had put on a target may take to go; nothing was ordered there yet; or something was.
+const TAKE_AWAY_MAX: [Duration; 2] = [Duration::from_secs(10), Duration::from_secs(120)];
+/// What is kept of a target's figures and results in each record, which every listing copies.
+const KEPT_BYTES_MAX: usize = 32 << 10;
+/// And of its messages.
+const MESSAGE_CHARS_MAX: usize = 2000;
 
 /// How an attempt ended.
-enum Ended {
+pub(super) enum Ended {
     /// The verb said so, with its exit code.
     Verb(u8),
     /// It was killed, or its machine went down.
@@ -42,18 +47,22 @@ enum Ended {
 }
 
 impl Sessions {
-    /// See the module. The session is `busy` until this returns.
-    pub(super) async fn drive(self: Arc<Self>, live: Arc<Live>, order: Order) {
-        let ended = self.carry_out(&live, &order).await;
-        self.settle(&live, &order, ended).await;
-        live.cancelled.store(false, Ordering::Release);
-        live.busy.store(false, Ordering::Release);
+    /// See the module. The session is active until this returns.
+    pub(super) async fn drive(self: Arc<Self>, live: Arc<Live>) {
+        loop {
+            let Some(order) = live.record().order.clone() else { return };
+            let ended = self.carry_out(&live, &order).await;
+            if self.settle(&live, &order, ended).await {
+                return;
+            }
+        }
     }
 
     /// Tries until there is something to settle.
     async fn carry_out(&self, live: &Arc<Live>, order: &Order) -> Ended {
         let mut lost_since: Option<Instant> = None;
         loop {
+            live.was_heard.store(false, Ordering::Release);
             let ended = self.attempt(live, order).await;
             let again = match &ended {
                 // The verb is killed but not its work: it goes on at once, for the first time.
@@ -66,13 +75,14 @@ impl Sessions {
             };
             let is_lost = matches!(ended, Ended::Unreachable(_));
             // Never there: who ordered it is told at once, as of any other mistake.
-            if let (true, true, Order::Restore) = (is_lost, live.is_untouched(), order) {
+            if let (true, true, Order::Restore) = (is_lost, live.record().is_untouched(), order) {
                 return Ended::Refused(Failure::new(Exit::Failed, again));
             }
-            let since = *lost_since.get_or_insert_with(Instant::now);
-            if !is_lost {
+            // It was there in between: this is another loss.
+            if !is_lost || live.was_heard.load(Ordering::Acquire) {
                 lost_since = None;
             }
+            let since = *lost_since.get_or_insert_with(Instant::now);
             let policy = self.policy;
             let retries = live.record().retries;
             // A target that cannot be reached is looked for all the time that the retries would have taken.
@@ -104,110 +114,141 @@ impl Sessions {
             }
             let hurried = tokio::time::timeout(pause, live.hurry.notified());
             let _ = hurried.await;
-            if live.cancelled.load(Ordering::Acquire) {
-                return Ended::Cancelled;
-            }
         }
     }
 
+    /// At every moment of it `cancel` is heard: a target that says nothing holds nobody up.
     async fn attempt(&self, live: &Arc<Live>, order: &Order) -> Ended {
-        let (id, target, cluster) = {
-            let record = live.record();
-            (record.id.clone(), record.target.clone(), record.cluster.clone())
-        };
-        let agent = match Agent::reach(&target, &self.program, id.as_str()).await {
+        tokio::select! {
+            biased;
+            () = until_cancelled(live) => Ended::Cancelled,
+            ended = self.work(live, order) => ended,
+        }
+    }
+
+    async fn work(&self, live: &Arc<Live>, order: &Order) -> Ended {
+        let before = live.record().clone();
+        let id = &live.id;
+        // Heard by a service that was killed before it could say what follows from it.
+        if let Some(code) = live.events.ended_behind(before.since).filter(|_| before.begun) {
+            return Ended::Verb(code);
+        }
+        let agent = match Agent::reach(&before.target, &self.program, id.as_str()).await {
             Ok(agent) => agent,
             Err(trouble) => return trouble.into(),
         };
-        if !live.record().begun {
+        let mut since = before.since;
+        if !before.begun {
             // What an earlier attempt has begun, and lost, may run on there: not beside this one.
-            if !live.is_untouched()
+            if !before.is_untouched()
                 && let Err(trouble) = agent.stop().await
             {
                 return trouble.into();
             }
-            let wanted = Wanted { cluster: &cluster, rate_limit: live.record().rate_limit };
-            let repository = match self.plane.lease(&id, wanted, agent.seen_as.as_deref()) {
+            let wanted = Wanted { cluster: &before.cluster, rate_limit: before.rate_limit };
+            let repository = match self.plane.lease(id, wanted, agent.seen_as.as_deref()) {
                 Ok(repository) => repository,
                 Err(error) => return Ended::Refused(Failure::new(Failure::exit_of(&error), format!("{error:#}"))),
             };
-            let restore = live.record().restore.clone();
-            let request = Request { session: id, order: order.clone(), restore, repository };
-            if let Err(trouble) = agent.begin(&request).await {
-                return trouble.into();
+            // On disk before it is sent: from now on the target may be at work.
+            let sent = live.change(&self.records, |record| {
+                record.sent += 1;
+                record.asked = true;
+            });
+            if let Err(error) = sent {
+                return Ended::Refused(Failure::new(Exit::Failed, format!("{error:#}")));
+            }
+            let restore = before.restore.clone();
+            let request =
+                Request { session: id.clone(), number: before.sent + 1, order: order.clone(), restore, repository };
+            since = match agent.begin(&request).await {
+                Ok(since) => since,
+                Err(trouble) => return trouble.into(),
+            };
+            // Its events were taken away in between, and begin anew.
+            if since < live.events.heard()
+                && let Err(error) = live.events.add(json!({"event": "begun"}), Some(since))
+            {
+                return Ended::Unreachable(format!("{error:#}"));
             }
         }
         let changed = live.change(&self.records, |record| {
-            record.begun = true;
+            (record.begun, record.since) = (true, since);
             record.state = State::Running;
         });
         if let Err(error) = changed {
             tracing::warn!("{error:#}");
         }
-        let heard = match live.events.heard() {
-            Ok(heard) => heard,
-            Err(error) => return Ended::Unreachable(format!("{error:#}")),
-        };
-        tokio::select! {
-            ended = follow(live, &agent, heard) => ended,
-            () = until_cancelled(live) => match agent.stop().await {
-                Ok(()) => Ended::Cancelled,
-                Err(trouble) => trouble.into(),
-            },
-        }
+        follow(live, &agent, since).await
     }
 
-    /// What is left to do, and to be told, once nothing more is tried.
-    async fn settle(&self, live: &Arc<Live>, order: &Order, ended: Ended) {
-        if matches!(ended, Ended::Cancelled) && *order != Order::Cancel {
-            let changed = live.change(&self.records, |record| {
-                record.order = Some(Order::Cancel);
-                (record.begun, record.retries) = (false, 0);
-                record.state = State::Connecting;
-            });
-            if let Err(error) = changed {
-                tracing::warn!("{error:#}");
-            }
-            live.cancelled.store(false, Ordering::Release);
-            let ended = self.carry_out(live, &Order::Cancel).await;
-            return Box::pin(self.settle(live, &Order::Cancel, ended)).await;
+    /// What is left to do, and to be told, once nothing more is tried. False if the session has another order now.
+    async fn settle(&self, live: &Arc<Live>, order: &Order, ended: Ended) -> bool {
+        let ended = match ended {
+            Ended::Cancelled if live.record().sent > 0 => return self.turn_to_cancel(live),
+            ended => ended,
+        };
+        let is_lost = matches!(ended, Ended::Unreachable(_));
+        let (state, code, message) = judge(&live.record(), order, ended);
+        if state.is_over() {
+            self.take_away(live).await;
         }
-        let (state, code, message) = judge(live, order, ended);
+        // With its last word under one lock: who is told the end can give the next order, and hears nothing of this one.
+        let mut record = live.record();
+        if record.cancelled && !state.is_over() {
+            drop(record);
+            return self.turn_to_cancel(live);
+        }
+        if record.cancelled && state != State::Cancelled {
+            live.tell(
+                json!({"event": "warning", "message": format!("it was {} before it could be cancelled", state.text())}),
+            );
+        }
         if let Some(failure) = &message {
             let (message, hint) = (&failure.message, &failure.hint);
             live.tell(json!({"event": "error", "message": message, "hint": hint, "exit": failure.exit as u8}));
         }
-        if state.is_over() {
-            self.take_away(live).await;
+        record.state = state;
+        record.order = None;
+        // What was lost may run on, and is followed by `retry`.
+        record.begun &= is_lost;
+        (record.progress, record.cancelled) = (None, false);
+        match &message {
+            Some(failure) => record.message = Some(failure.message.clone()),
+            None if state != State::Waiting && state != State::Failed => record.message = None,
+            None => {}
         }
+        record.updated_at = jiff::Timestamp::now();
+        if let Err(error) = self.records.write(&record) {
+            tracing::warn!("{error:#}");
+        }
+        live.tell(json!({"event": "exit", "code": code}));
+        true
+    }
+
+    /// The order was interrupted by another.
+    fn turn_to_cancel(&self, live: &Arc<Live>) -> bool {
         let changed = live.change(&self.records, |record| {
-            record.state = state;
-            record.order = None;
-            record.begun = false;
-            record.progress = None;
-            match &message {
-                Some(failure) => record.message = Some(failure.message.clone()),
-                None if state != State::Waiting && state != State::Failed => record.message = None,
-                None => {}
-            }
+            record.order = Some(Order::Cancel);
+            (record.begun, record.asked, record.cancelled, record.retries) = (false, false, false, 0);
+            record.state = State::Connecting;
         });
         if let Err(error) = changed {
             tracing::warn!("{error:#}");
         }
-        live.tell(json!({"event": "exit", "code": code}));
+        false
     }
 
     /// Nothing of ours stays on the target, nor a way into the repository.
     async fn take_away(&self, live: &Arc<Live>) {
-        let (id, target) = {
+        let (target, sent) = {
             let record = live.record();
-            (record.id.clone(), record.target.clone())
+            (record.target.clone(), record.sent)
         };
-        self.plane.end(&id);
-        let ended = match Agent::reach(&target, &self.program, id.as_str()).await {
-            Ok(agent) => agent.end().await,
-            Err(trouble) => Err(trouble),
-        };
+        self.plane.end(&live.id);
+        let gone = async { Agent::reach(&target, &self.program, live.id.as_str()).await?.end().await };
+        let ended = tokio::time::timeout(TAKE_AWAY_MAX[usize::from(sent > 0)], gone).await;
+        let ended = ended.unwrap_or_else(|_| Err(Trouble::Unreachable("it does not answer".to_owned())));
         if let Err(Trouble::Unreachable(why) | Trouble::Refused(Failure { message: why, .. })) = ended {
             let message = format!("what pghydrant had put on {} may still be there: {why}", target.host);
             live.tell(json!({"event": "warning", "message": message}));
@@ -216,44 +257,54 @@ impl Sessions {
 }
 
 /// Where the session stands now, what its watchers' command ends with, and what they are told besides.
-fn judge(live: &Live, order: &Order, ended: Ended) -> (State, u8, Option<Failure>) {
-    let id = live.record().id.clone();
+pub(super) fn judge(record: &Record, order: &Order, ended: Ended) -> (State, u8, Option<Failure>) {
+    let id = &record.id;
     let retry = format!("`pghydrant retry {id}` goes on from there, `pghydrant cancel {id}` gives it up");
+    // Of what was never sent, the session stands where it stood.
+    let stands = record.before.filter(|_| !record.asked).unwrap_or(State::Waiting);
     let waits = |message: String| {
-        let failure = Failure::new(Exit::Waiting, message).hint(retry.clone());
-        (State::Waiting, Exit::Waiting as u8, Some(failure))
+        let failure = Failure::new(Exit::Waiting, message);
+        let failure = if stands == State::Waiting { failure.hint(retry.clone()) } else { failure };
+        (stands, Exit::Waiting as u8, Some(failure))
     };
     let is = |code: u8, exit: Exit| code == exit as u8;
     match ended {
         Ended::Verb(code) if is(code, Exit::Done) || is(code, Exit::DamagedPages) => {
             let stays =
                 |result: &Value| matches!(result.get("state").and_then(Value::as_str), Some("paused" | "shut down"));
+            let there = record.result.as_ref().and_then(|result| result.get("state")?.as_str());
+            if *order == Order::Cancel && there == Some(RUNNING) {
+                let message = format!("session {id} was finished before it could be cancelled");
+                let hint = "stop that server and remove its directory to be rid of it";
+                return (State::Finished, Exit::Usage as u8, Some(Failure::new(Exit::Usage, message).hint(hint)));
+            }
             let state = match order {
                 Order::Cancel => State::Cancelled,
-                _ if live.record().result.as_ref().is_some_and(stays) => State::AtTarget,
+                _ if record.result.as_ref().is_some_and(stays) => State::AtTarget,
                 _ => State::Finished,
             };
             (state, code, None)
         }
-        // Before anything was touched.
+        // Before anything was touched: of the very first that was sent.
         Ended::Verb(code) if *order == Order::Restore && (is(code, Exit::Refused) || is(code, Exit::Usage)) => {
-            let had_begun = live.record().retries > 0;
-            (if had_begun { State::Waiting } else { State::Failed }, code, None)
+            let is_first = record.sent <= 1 && record.before.is_none() && record.retries == 0;
+            (if is_first { State::Failed } else { State::Waiting }, code, None)
         }
         // An order that was refused has changed nothing.
         Ended::Verb(code) if is(code, Exit::Refused) || is(code, Exit::Usage) => {
-            (live.record().before.unwrap_or(State::Waiting), code, None)
+            (record.before.unwrap_or(State::Waiting), code, None)
         }
         Ended::Verb(code) => (State::Waiting, code, None),
         Ended::Gone => waits("the restore was ended on its target, each time that it was tried".to_owned()),
         Ended::Unreachable(why) => waits(why),
-        Ended::Refused(failure) if *order == Order::Restore && live.is_untouched() => {
+        Ended::Refused(failure) if *order == Order::Restore && record.is_untouched() => {
             (State::Failed, failure.exit as u8, Some(failure))
         }
         Ended::Refused(failure) => {
-            (State::Waiting, Exit::Waiting as u8, Some(Failure { hint: failure.hint.or(Some(retry)), ..failure }))
+            (stands, Exit::Waiting as u8, Some(Failure { hint: failure.hint.or(Some(retry)), ..failure }))
         }
-        Ended::Cancelled => waits("it was interrupted".to_owned()),
+        // Nothing was ever sent there.
+        Ended::Cancelled => (State::Cancelled, Exit::Done as u8, None),
     }
 }
 
@@ -268,18 +319,20 @@ impl From<Trouble> for Ended {
 
 async fn until_cancelled(live: &Live) {
     loop {
+        // A permit that was left before is taken; the flag has been set before it was.
         let hurried = live.hurry.notified();
-        if live.cancelled.load(Ordering::Acquire) {
+        if live.record().cancelled {
             return;
         }
         hurried.await;
     }
 }
 
-/// Hears what the target says until it says how it ended.
-async fn follow(live: &Live, agent: &Agent, mut heard: u64) -> Ended {
-    let lost =
-        |why: &str| Ended::Unreachable(format!("the connection to {} is lost: {why}", live.record().target.host));
+/// Hears what the target says until it says how the run ended whose events begin behind `since`.
+async fn follow(live: &Live, agent: &Agent, since: u64) -> Ended {
+    let mut heard = live.events.heard();
+    let host = live.record().target.host.clone();
+    let lost = |why: &str| Ended::Unreachable(format!("the connection to {host} is lost: {why}"));
     let mut child = match agent.follow(heard) {
         Ok(child) => child,
         Err(error) => return Ended::Unreachable(format!("{error:#}")),
@@ -287,16 +340,26 @@ async fn follow(live: &Live, agent: &Agent, mut heard: u64) -> Ended {
     let Some(stdout) = child.stdout.take() else { return lost("it has no output") };
     let mut lines = BufReader::new(stdout);
     let mut line = Vec::new();
+    // A line longer than any of ours is passed over, in parts.
+    let mut is_rest = false;
     loop {
         line.clear();
         let mut limited = (&mut lines).take(LINE_BYTES_MAX);
         match tokio::time::timeout(SILENCE_MAX, limited.read_until(b'\n', &mut line)).await {
             Err(_) => return lost("it is silent"),
             Ok(Err(cause)) => return lost(&cause.to_string()),
-            Ok(Ok(_)) if line.last() != Some(&b'\n') => break,
             Ok(Ok(_)) => {}
         }
-        let Ok(event) = serde_json::from_slice::<Value>(&line) else {
+        if !line.is_empty() {
+            live.was_heard.store(true, Ordering::Release);
+        }
+        let is_whole = line.last() == Some(&b'\n');
+        if !is_whole && (line.len() as u64) < LINE_BYTES_MAX {
+            break;
+        }
+        let event = if is_whole && !is_rest { serde_json::from_slice::<Value>(&line).ok() } else { None };
+        is_rest = !is_whole;
+        let Some(event) = event else {
             // The last word of a process that was killed; what follows is a run of its own.
             heard += line.len() as u64;
             continue;
@@ -307,8 +370,10 @@ async fn follow(live: &Live, agent: &Agent, mut heard: u64) -> Ended {
             _ => {}
         }
         heard += line.len() as u64;
-        if let Some(code) = hear(live, event, heard) {
-            return Ended::Verb(code);
+        // An end that stands before is that of an earlier run.
+        match hear(live, event, heard) {
+            Some(code) if heard > since => return Ended::Verb(code),
+            _ => {}
         }
     }
     lost(&last_words(child).await)
@@ -316,28 +381,35 @@ async fn follow(live: &Live, agent: &Agent, mut heard: u64) -> Ended {
 
 /// Keeps one event. Its exit code, if it is the last one: that is for us, who may try again, and not for who watches.
 fn hear(live: &Live, event: Value, heard: u64) -> Option<u8> {
-    let text = |name: &str| event.get(name).and_then(Value::as_str).map(str::to_owned);
+    let text = |name: &str| {
+        let text = event.get(name).and_then(Value::as_str)?;
+        Some(text.chars().take(MESSAGE_CHARS_MAX).collect::<String>())
+    };
     let kind = text("event").unwrap_or_default();
     match kind.as_str() {
         "exit" => {
             let code = event.get("code").and_then(Value::as_u64).and_then(|code| u8::try_from(code).ok());
+            let code = code.unwrap_or(Exit::Failed as u8);
             if let Err(error) = live.events.add(json!({"event": "ended", "code": code}), Some(heard)) {
                 tracing::warn!("{error:#}");
             }
-            return Some(code.unwrap_or(Exit::Failed as u8));
+            return Some(code);
         }
+        // Ours alone: what a target says of it is not ours.
+        "ended" | "accepted" | "begun" => return None,
         "step" => live.note(|record| {
             record.step = text("step");
             record.progress = None;
         }),
-        "progress" => live.note(|record| record.progress = Some(event.clone())),
+        "progress" => live.note(|record| record.progress = small(event.clone())),
         "error" => live.note(|record| record.message = text("message")),
         "result" => live.note(|record| {
             let mut result = event.clone();
             if let Value::Object(fields) = &mut result {
                 fields.remove("text");
             }
-            record.result = Some(result);
+            record.result =
+                small(result.clone()).or_else(|| Some(json!({"state": result.get("state")})).and_then(small));
         }),
         _ => {}
     }
@@ -345,4 +417,9 @@ fn hear(live: &Live, event: Value, heard: u64) -> Option<u8> {
         tracing::warn!("{error:#}");
     }
     None
+}
+
+/// What is small enough to be kept with each record.
+fn small(value: Value) -> Option<Value> {
+    Some(value).filter(|value| value.to_string().len() <= KEPT_BYTES_MAX)
 }

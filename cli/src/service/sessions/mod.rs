@@ -7,13 +7,16 @@
 //! Always true: a session that is not over is on disk with what was ordered, and a service that is started again goes on
 //! with it; what is promised to a client has been written before.
 
+mod accept;
 mod drive;
 mod events;
 mod record;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -28,6 +31,7 @@ pub(super) use super::target::Program;
 use crate::agent::Order;
 use crate::exit::{Exit, Failure};
 use crate::random;
+use accept::{Accepted, accept};
 use events::Events;
 pub(super) use events::Follower;
 use record::Records;
@@ -60,12 +64,11 @@ pub(super) struct Ordered {
 
 /// One session, live.
 struct Live {
+    id: SessionId,
     record: Mutex<Record>,
     events: Events,
-    /// An order is being carried out.
-    busy: AtomicBool,
-    /// `cancel` was ordered while another order is carried out.
-    cancelled: AtomicBool,
+    /// The target said something since the last attempt began.
+    was_heard: AtomicBool,
     /// Ends a wait before its time.
     hurry: Notify,
 }
@@ -77,6 +80,8 @@ pub(super) struct Sessions {
     program: Program,
     plane: Arc<dyn Plane>,
     live: Mutex<BTreeMap<SessionId, Arc<Live>>>,
+    /// Held by who makes a session active: one at a time, so that the limit holds.
+    ordering: Mutex<()>,
 }
 
 impl Sessions {
@@ -88,18 +93,19 @@ impl Sessions {
         plane: Arc<dyn Plane>,
     ) -> anyhow::Result<Arc<Self>> {
         let records = Records::of(directory)?;
+        records.tidy()?;
         let mut live = BTreeMap::new();
         for record in records.read()? {
             let events = Events::open(&records.events(&record.id))?;
             live.insert(record.id.clone(), Arc::new(Live::new(record, events)));
         }
-        let sessions = Arc::new(Self { records, policy, program, plane, live: Mutex::new(live) });
+        let sessions =
+            Arc::new(Self { records, policy, program, plane, live: Mutex::new(live), ordering: Mutex::new(()) });
+        let open = |live: &Arc<Live>| Some(live.id.clone()).filter(|_| !live.record().state.is_over());
+        sessions.plane.keep_only(&sessions.all().iter().filter_map(open).collect());
         for live in sessions.all() {
-            let order =
-                Some(live.record()).filter(|record| record.state.is_active()).and_then(|record| record.order.clone());
-            if let Some(order) = order {
-                live.busy.store(true, Ordering::Release);
-                tokio::spawn(Arc::clone(&sessions).drive(live, order));
+            if live.record().state.is_active() {
+                tokio::spawn(Arc::clone(&sessions).drive(live));
             }
         }
         Ok(sessions)
@@ -107,6 +113,7 @@ impl Sessions {
 
     /// Begins a restore; how its events are followed.
     pub(super) fn restore(self: &Arc<Self>, ordered: Ordered) -> anyhow::Result<(SessionId, Follower)> {
+        let _one = self.ordering.lock().unwrap_or_else(PoisonError::into_inner);
         self.refuse_too_many()?;
         let id = format!("{}-{}", Timestamp::now().strftime("%Y%m%dT%H%M%SZ"), random::digits()?);
         let id = SessionId::try_from(id).map_err(anyhow::Error::msg)?;
@@ -125,6 +132,10 @@ impl Sessions {
             order: Some(Order::Restore),
             before: None,
             begun: false,
+            since: 0,
+            sent: 0,
+            asked: false,
+            cancelled: false,
             retries: 0,
             message: None,
             step: None,
@@ -135,63 +146,57 @@ impl Sessions {
         live.events.add(json!({"event": "accepted", "session": id}), None)?;
         self.records.write(&record)?;
         let follower = live.events.follow(0)?;
-        live.busy.store(true, Ordering::Release);
         let live = Arc::new(live);
         self.locked().insert(id.clone(), Arc::clone(&live));
         self.forget_the_oldest();
-        tokio::spawn(Arc::clone(self).drive(live, Order::Restore));
+        tokio::spawn(Arc::clone(self).drive(live));
         Ok((id, follower))
     }
 
     /// Carries out an order for a session; how what comes of it is followed.
     pub(super) fn order(self: &Arc<Self>, id: &SessionId, order: Order) -> anyhow::Result<Follower> {
         let live = self.find(id)?;
-        let from = live.events.length();
-        let state = live.record().state;
-        let refuse = |message: String, hint: String| Err(Failure::new(Exit::Usage, message).hint(hint).into());
-        match (&order, state) {
-            (_, over) if over.is_over() => {
-                return refuse(
-                    format!("session {id} is {}", over.text()),
-                    "`pghydrant sessions` lists what is not".into(),
-                );
+        let _one = self.ordering.lock().unwrap_or_else(PoisonError::into_inner);
+        {
+            // Under its lock: what is told from here on is told to who ordered this, its end included.
+            let mut record = live.record();
+            let follower = live.events.follow(live.events.length())?;
+            match accept(&record, &order)? {
+                Accepted::Begin => {}
+                Accepted::Watch => return Ok(follower),
+                // Tried again at once; who asked follows what is going on anyway.
+                Accepted::Hurry => {
+                    live.hurry.notify_one();
+                    return Ok(follower);
+                }
+                Accepted::Cancel => {
+                    record.cancelled = true;
+                    if let Err(error) = self.records.write(&record) {
+                        record.cancelled = false;
+                        return Err(error);
+                    }
+                    live.hurry.notify_one();
+                    return Ok(follower);
+                }
             }
-            (Order::Restore | Order::SkipCheck, State::AtTarget) => {
-                let hint = format!("`pghydrant promote {id}` ends recovery, `pghydrant retarget {id}` moves it on");
-                return refuse(format!("session {id} is at its target and waits: there is nothing to retry"), hint);
-            }
-            (Order::Promote | Order::Retarget(_), state) if state != State::AtTarget => {
-                let hint =
-                    format!("`pghydrant sessions` tells more, `pghydrant retry {id}` goes on with one that waits");
-                return refuse(format!("session {id} is not at its target: it is {}", state.text()), hint);
-            }
-            // Tried again at once; who asked follows what is going on anyway.
-            (Order::Restore, State::Retrying) => {
-                live.hurry.notify_one();
-                return live.events.follow(from);
-            }
-            (Order::Cancel, state) if state.is_active() => {
-                live.cancelled.store(true, Ordering::Release);
-                live.hurry.notify_one();
-                return live.events.follow(from);
-            }
-            _ => {}
         }
+        // Nobody but who holds `ordering` makes a session active.
         self.refuse_too_many()?;
-        if live.busy.swap(true, Ordering::AcqRel) {
-            return refuse(format!("session {id} is being worked on"), "wait for it, or cancel it".into());
-        }
+        let before = live.record().clone();
         let ordered = live.change(&self.records, |record| {
-            (record.order, record.before) = (Some(order.clone()), Some(state));
-            (record.begun, record.retries, record.message) = (false, 0, None);
+            (record.order, record.before) = (Some(order.clone()), Some(record.state));
+            // A restore that was lost may run on there: it is followed, and not begun beside itself.
+            record.begun &= order == Order::Restore;
+            (record.asked, record.cancelled) = (record.begun, false);
+            (record.retries, record.message) = (0, None);
             record.state = State::Connecting;
         });
         if let Err(error) = ordered {
-            live.busy.store(false, Ordering::Release);
+            *live.record() = before;
             return Err(error);
         }
-        let follower = live.events.follow(from)?;
-        tokio::spawn(Arc::clone(self).drive(live, order));
+        let follower = live.events.follow(live.events.length())?;
+        tokio::spawn(Arc::clone(self).drive(live));
         Ok(follower)
     }
 
@@ -250,22 +255,16 @@ impl Sessions {
 impl Live {
     fn new(record: Record, events: Events) -> Self {
         Self {
+            id: record.id.clone(),
             record: Mutex::new(record),
             events,
-            busy: AtomicBool::new(false),
-            cancelled: AtomicBool::new(false),
+            was_heard: AtomicBool::new(false),
             hurry: Notify::new(),
         }
     }
 
     fn record(&self) -> std::sync::MutexGuard<'_, Record> {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Nothing was begun on its target.
-    fn is_untouched(&self) -> bool {
-        let record = self.record();
-        !record.begun && record.step.is_none() && record.retries == 0
     }
 
     /// Changes the record, and puts it on disk.
@@ -283,10 +282,10 @@ impl Live {
         record.updated_at = Timestamp::now();
     }
 
-    /// Tells who watches.
+    /// Tells who watches. Takes no lock of the record: it may be held.
     fn tell(&self, event: Value) {
         if let Err(error) = self.events.add(event, None) {
-            tracing::warn!("session {}: {error:#}", self.record().id);
+            tracing::warn!("session {}: {error:#}", self.id);
         }
     }
 }

@@ -106,8 +106,21 @@ pub(crate) struct Record {
     /// Where the session stood when that was ordered.
     #[serde(default)]
     pub(crate) before: Option<State>,
-    /// A verb was started on the target for it.
+    /// A verb was started on the target for it, whose end was not heard.
     pub(crate) begun: bool,
+    /// Where in the target's events those of that verb begin.
+    #[serde(default)]
+    pub(crate) since: u64,
+    /// Orders that were sent to the target, each written here before: a service that is killed meanwhile knows that one
+    /// may be carried out there.
+    #[serde(default)]
+    pub(crate) sent: u32,
+    /// The present one is among them.
+    #[serde(default)]
+    pub(crate) asked: bool,
+    /// `cancel` was ordered while another order is carried out.
+    #[serde(default)]
+    pub(crate) cancelled: bool,
     /// Retries of this order so far.
     pub(crate) retries: u32,
     /// Why it is retried, waits or failed.
@@ -121,6 +134,11 @@ pub(crate) struct Record {
 }
 
 impl Record {
+    /// Nothing was begun on its target, nor ordered there.
+    pub(super) fn is_untouched(&self) -> bool {
+        !self.begun && self.sent == 0 && self.step.is_none() && self.retries == 0
+    }
+
     /// As programs and the web page read it: nothing that opens anything.
     pub(crate) fn object(&self) -> Value {
         serde_json::json!({
@@ -158,6 +176,18 @@ impl Records {
     pub(super) fn remove(&self, id: &SessionId) -> anyhow::Result<()> {
         durable::remove_durably(&self.directory.join(format!("{id}.json")))?;
         Ok(durable::remove_durably(&self.events(id))?)
+    }
+
+    /// Takes away events that no record speaks of: of a session that was never promised to anybody.
+    pub(super) fn tidy(&self) -> anyhow::Result<()> {
+        let failed = |cause| Error::io("list", &self.directory, cause);
+        for entry in std::fs::read_dir(&self.directory).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            if path.extension() == Some("events".as_ref()) && !path.with_extension("json").exists() {
+                durable::remove_durably(&path)?;
+            }
+        }
+        Ok(())
     }
 
     /// All of them, the oldest first. One that cannot be read is told of in the log and left where it is.
