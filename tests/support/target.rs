@@ -28,6 +28,19 @@ static HOSTS: AtomicU32 = AtomicU32::new(0);
 impl TargetHost {
     /// Needs `requires!(Root, Tool("ip", "iproute2"), Tool("sshd", "openssh-server"))`.
     pub fn new(scratch: &Scratch) -> Result<Self> {
+        Self::prepared(scratch, "")
+    }
+
+    /// One whose /dev/fuse cannot be opened.
+    pub fn without_fuse(scratch: &Scratch) -> Result<Self> {
+        let socket = scratch.join("no-fuse");
+        // A socket is what even root cannot open.
+        drop(std::os::unix::net::UnixListener::bind(&socket)?);
+        Self::prepared(scratch, &format!("mount --bind '{}' /dev/fuse", socket.display()))
+    }
+
+    /// `first` is run in the host's own mount namespace.
+    fn prepared(scratch: &Scratch, first: &str) -> Result<Self> {
         let number = HOSTS.fetch_add(1, Ordering::Relaxed);
         // Names of 15 characters and networks that no other run of the tests has.
         let (run, number) = (std::process::id() % 60_000, number % 60);
@@ -54,10 +67,10 @@ impl TargetHost {
         ip(&["-n", &name, "addr", "add", &format!("{}/30", host.address), "dev", &far])?;
         ip(&["-n", &name, "link", "set", &far, "up"])?;
         ip(&["-n", &name, "link", "set", "lo", "up"])?;
-        host.with_sshd(scratch)
+        host.with_sshd(scratch, first)
     }
 
-    fn with_sshd(mut self, scratch: &Scratch) -> Result<Self> {
+    fn with_sshd(mut self, scratch: &Scratch, first: &str) -> Result<Self> {
         let key = |path: &PathBuf| {
             Run::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(path).succeed().map(drop)
         };
@@ -77,7 +90,9 @@ impl TargetHost {
         fs::write(&file, configuration)?;
         fs::create_dir_all("/run/sshd")?;
         let sshd = find_program("sshd").context("no sshd")?;
-        let run = Run::new("ip").args(["netns", "exec", &self.namespace]).arg(sshd).args(["-D", "-e", "-f"]).arg(file);
+        let script = format!("set -e\n{first}\nexec \"$0\" \"$@\"");
+        let run = Run::new("ip").args(["netns", "exec", &self.namespace, "sh", "-c", &script]).arg(sshd);
+        let run = run.args(["-D", "-e", "-f"]).arg(file);
         let mut sshd = run.time_limit(Duration::from_secs(900)).start()?;
         sshd.wait_for_output("a server that listens", |said| said.contains("Server listening"))?;
         self.sshd = Some(sshd);

@@ -94,28 +94,6 @@ impl RemoteStore {
         Counters { bytes: self.bytes.load(Ordering::Relaxed), lost: self.lost.load(Ordering::Relaxed) }
     }
 
-    /// Fills each buffer from its byte of `key`: as few requests as it takes, each of several ranges.
-    pub fn read_ranges(&self, key: &str, wanted: &mut [(u64, &mut [u8])]) -> Result<()> {
-        let (mut ranges, mut parts, mut bytes) = (Vec::new(), Vec::new(), 0);
-        for (offset, out) in wanted {
-            let mut at = *offset;
-            for part in out.chunks_mut(READ_BYTES_MAX as usize) {
-                let more = part.len() as u64;
-                if ranges.len() == RANGES_MAX || bytes + more > READ_BYTES_MAX {
-                    self.read(key, std::mem::take(&mut ranges), &mut std::mem::take(&mut parts))?;
-                    bytes = 0;
-                }
-                if at.checked_add(more).is_none() {
-                    return Err(Error::corrupt_at(self.describe(key), at, "no file is that long"));
-                }
-                ranges.push(ByteRange { offset: at, bytes: part.len() as u32 });
-                parts.push(part);
-                (at, bytes) = (at + more, bytes + more);
-            }
-        }
-        if ranges.is_empty() { Ok(()) } else { self.read(key, ranges, &mut parts) }
-    }
-
     fn read(&self, key: &str, ranges: Vec<ByteRange>, parts: &mut [&mut [u8]]) -> Result<()> {
         let bytes: u64 = ranges.iter().map(|range| u64::from(range.bytes)).sum();
         self.call(&Request::Read { key: key.to_owned(), ranges }, &mut Sink::parts(parts))?;
@@ -261,6 +239,28 @@ impl RemoteStore {
 impl Store for RemoteStore {
     fn read_at(&self, key: &str, offset: u64, out: &mut [u8]) -> Result<()> {
         self.read_ranges(key, &mut [(offset, out)])
+    }
+
+    /// As few requests as it takes, each of several ranges.
+    fn read_ranges(&self, key: &str, wanted: &mut [(u64, &mut [u8])]) -> Result<()> {
+        let (mut ranges, mut parts, mut bytes) = (Vec::new(), Vec::new(), 0);
+        for (offset, out) in wanted {
+            let mut at = *offset;
+            for part in out.chunks_mut(READ_BYTES_MAX as usize) {
+                let more = part.len() as u64;
+                if ranges.len() == RANGES_MAX || bytes + more > READ_BYTES_MAX {
+                    self.read(key, std::mem::take(&mut ranges), &mut std::mem::take(&mut parts))?;
+                    bytes = 0;
+                }
+                if at.checked_add(more).is_none() {
+                    return Err(Error::corrupt_at(self.describe(key), at, "no file is that long"));
+                }
+                ranges.push(ByteRange { offset: at, bytes: part.len() as u32 });
+                parts.push(part);
+                (at, bytes) = (at + more, bytes + more);
+            }
+        }
+        if ranges.is_empty() { Ok(()) } else { self.read(key, ranges, &mut parts) }
     }
 
     fn size(&self, key: &str) -> Result<Option<u64>> {
