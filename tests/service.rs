@@ -108,6 +108,11 @@ fn a_restore_on_another_host_leaves_a_running_server_there_and_nothing_else() ->
 fn a_host_without_fuse_copies_blocks_from_the_mount_server() -> Result<()> {
     requires_network!();
     let mut stage = Stage::on(TargetHost::without_fuse, &["--retries", "20", "--retry-every", "3s"])?;
+    let plan = stage.server.restore(&stage.host, &stage.target(), &["--plan"]).succeed()?;
+    assert!(plan.stdout.contains("from the repository's blocks") && plan.stdout.contains("(is made)"), "{plan}");
+    assert!(!stage.target().exists() && !stage.agent_directory()?.exists());
+    let mount = stage.server.restore(&stage.host, &stage.target(), &["--source", "mount", "--plan"]).finish()?;
+    mount.expect_code(3)?.expect_stderr(&["FUSE cannot be used", "--source blocks"])?;
     let mount = stage.server.restore(&stage.host, &stage.target(), &["--source", "mount"]).finish()?;
     mount.expect_code(3)?.expect_stderr(&["FUSE cannot be used", "--source blocks"])?;
     assert!(!stage.target().exists());
