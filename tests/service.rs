@@ -24,10 +24,14 @@ impl Stage {
     }
 
     pub fn of(world: World, options: &[&str]) -> Result<Self> {
+        Self::on(world, TargetHost::new, options)
+    }
+
+    fn on(world: World, host: impl FnOnce(&Scratch) -> Result<TargetHost>, options: &[&str]) -> Result<Self> {
         world.backup()?;
         world.cluster.sql("CREATE TABLE later AS SELECT 1 AS id")?;
         world.cluster.archive_wal()?;
-        let host = TargetHost::new(&world.scratch)?;
+        let host = host(&world.scratch)?;
         let server = MountServer::start(&world.scratch, &world.repository, &host, options)?;
         Ok(Self { server, host, world })
     }
@@ -103,6 +107,29 @@ fn a_restore_on_another_host_leaves_a_running_server_there_and_nothing_else() ->
         assert_eq!(here.stdout, there.stdout);
     }
     Ok(())
+}
+
+#[test]
+fn a_host_without_fuse_copies_blocks_from_the_mount_server() -> Result<()> {
+    requires_network!();
+    let mut stage = Stage::on(World::new(2)?, TargetHost::without_fuse, &["--retries", "20", "--retry-every", "3s"])?;
+    let plan = stage.server.restore(&stage.host, &stage.target(), &["--plan"]).succeed()?;
+    assert!(plan.stdout.contains("from the repository's blocks") && plan.stdout.contains("(is made)"), "{plan}");
+    assert!(!stage.target().exists() && !stage.agent_directory()?.exists());
+    let mount = stage.server.restore(&stage.host, &stage.target(), &["--source", "mount", "--plan"]).finish()?;
+    mount.expect_code(3)?.expect_stderr(&["FUSE cannot be used", "--source blocks"])?;
+    let mount = stage.server.restore(&stage.host, &stage.target(), &["--source", "mount"]).finish()?;
+    mount.expect_code(3)?.expect_stderr(&["FUSE cannot be used", "--source blocks"])?;
+    assert!(!stage.target().exists());
+    stage.host.slow(16)?;
+    let client = stage.server.restore(&stage.host, &stage.target(), &[]).start()?;
+    stage.wait_for_copy()?;
+    // Requests that are on the way are made again.
+    stage.server.kill()?;
+    stage.server.start_again()?;
+    stage.host.speed_up()?;
+    client.wait()?.expect_code(0)?.expect_stderr(&["blocks are copied from the mount server directly"])?;
+    stage.check()
 }
 
 #[test]

@@ -22,6 +22,8 @@ pub struct TargetHost {
     identity: PathBuf,
     known: PathBuf,
     configuration: PathBuf,
+    /// What is run in its mount namespace before sshd.
+    first: String,
     sshd: Option<Running>,
 }
 
@@ -36,6 +38,19 @@ static HOSTS: AtomicU32 = AtomicU32::new(0);
 impl TargetHost {
     /// Needs `requires!(Root, Tool("ip", "iproute2"), Tool("sshd", "openssh-server"))`.
     pub fn new(scratch: &Scratch) -> Result<Self> {
+        Self::prepared(scratch, "")
+    }
+
+    /// One whose /dev/fuse cannot be opened.
+    pub fn without_fuse(scratch: &Scratch) -> Result<Self> {
+        let socket = scratch.join("no-fuse");
+        // A socket is what even root cannot open.
+        drop(std::os::unix::net::UnixListener::bind(&socket)?);
+        Self::prepared(scratch, &format!("mount --bind '{}' /dev/fuse", socket.display()))
+    }
+
+    /// `first` is run in the host's own mount namespace.
+    fn prepared(scratch: &Scratch, first: &str) -> Result<Self> {
         let number = HOSTS.fetch_add(1, Ordering::Relaxed);
         // Names of 15 characters and networks that no other run of the tests has.
         let (run, number) = (std::process::id() % 60_000, number % 60);
@@ -52,6 +67,7 @@ impl TargetHost {
             identity: scratch.join("target.key"),
             known: scratch.join("target.known"),
             configuration: PathBuf::new(),
+            first: first.to_owned(),
             sshd: None,
         };
         let (cable, far) = (&host.cable, format!("{name}b"));
@@ -90,9 +106,11 @@ impl TargetHost {
     }
 
     fn start_sshd(&mut self) -> Result<()> {
-        let file = &self.configuration;
+        let (file, first) = (&self.configuration, &self.first);
         let sshd = find_program("sshd").context("no sshd")?;
-        let run = Run::new("ip").args(["netns", "exec", &self.namespace]).arg(sshd).args(["-D", "-e", "-f"]).arg(file);
+        let script = format!("set -e\n{first}\nexec \"$0\" \"$@\"");
+        let run = Run::new("ip").args(["netns", "exec", &self.namespace, "sh", "-c", &script]).arg(sshd);
+        let run = run.args(["-D", "-e", "-f"]).arg(file);
         let mut sshd = run.time_limit(Duration::from_secs(900)).start()?;
         sshd.wait_for_output("a server that listens", |said| said.contains("Server listening"))?;
         self.sshd = Some(sshd);

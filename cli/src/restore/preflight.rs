@@ -203,6 +203,12 @@ impl<'a> Judge<'a> {
                         format!("{}; or restore without it: --source blocks", refusal.cure),
                     );
                 }
+                if let (None, true, Err(refusal)) = (request.source, facts.way.only_blocks, &facts.fuse) {
+                    self.warnings.push(format!(
+                        "FUSE cannot be used ({}): blocks are copied from the mount server directly",
+                        refusal.message
+                    ));
+                }
                 self.warnings.extend(way::warnings(request.io, request.trust_repository, io, &facts.way));
             }
         }

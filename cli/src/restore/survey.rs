@@ -151,6 +151,7 @@ pub(crate) fn look(request: &Request, cluster: &Cluster) -> anyhow::Result<Facts
         missing.extend(elsewhere);
         missing_lists.extend(beside.into_iter().map(|(_, path)| path));
     }
+    let fuse = crate::mount::fuse_usable();
     Ok(Facts {
         machine: machine::look(binaries.as_ref().ok(), &needs),
         needs,
@@ -167,8 +168,12 @@ pub(crate) fn look(request: &Request, cluster: &Cluster) -> anyhow::Result<Facts
         contents,
         wal,
         port,
-        fuse: crate::mount::fuse_usable(),
-        way: way::look(backup.as_ref(), places.iter().map(|(_, found)| found.nearest.as_path())),
+        way: way::look(
+            request.repository.is_file() && fuse.is_err(),
+            backup.as_ref(),
+            places.iter().map(|(_, found)| found.nearest.as_path()),
+        ),
+        fuse,
         places,
         existing,
     })

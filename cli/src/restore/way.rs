@@ -44,11 +44,18 @@ pub(crate) enum Io {
 pub(crate) struct WayFacts {
     pub(crate) uring: Result<(), String>,
     pub(crate) reflink: Result<(), String>,
+    /// The repository is on another machine and FUSE cannot be used here: only its blocks are left.
+    pub(crate) only_blocks: bool,
 }
 
 /// Looks, with files that never have a name.
-pub(crate) fn look<'a>(backup: Option<&Backup>, directories: impl Iterator<Item = &'a Path>) -> WayFacts {
-    WayFacts { uring: try_ring().map_err(|cause| uring_refusal(&cause)), reflink: look_at_sharing(backup, directories) }
+pub(crate) fn look<'a>(
+    only_blocks: bool,
+    backup: Option<&Backup>,
+    directories: impl Iterator<Item = &'a Path>,
+) -> WayFacts {
+    let uring = try_ring().map_err(|cause| uring_refusal(&cause));
+    WayFacts { uring, reflink: look_at_sharing(backup, directories), only_blocks }
 }
 
 fn uring_refusal(cause: &std::io::Error) -> String {
@@ -78,7 +85,7 @@ fn look_at_sharing<'a>(backup: Option<&Backup>, mut directories: impl Iterator<I
 /// Chooses where the copy reads, and how.
 pub(crate) fn choose(wanted: Wanted, source: Option<Source>, facts: &WayFacts) -> Result<(Source, Io), Problem> {
     let other = "leave --io out: the next best way is taken then";
-    let reading = source.unwrap_or_default();
+    let reading = source.unwrap_or(if facts.only_blocks { Source::Blocks } else { Source::default() });
     match (wanted, &facts.reflink, &facts.uring) {
         (Wanted::Reflink, ..) if source == Some(Source::Mount) => Err(Problem::new(
             "--io reflink shares blocks of the repository itself, and --source mount reads a mount",
@@ -165,7 +172,7 @@ mod tests {
 
     fn facts(uring: bool, reflink: bool) -> WayFacts {
         let fact = |is_there: bool, why: &str| if is_there { Ok(()) } else { Err(why.to_owned()) };
-        WayFacts { uring: fact(uring, "switched off"), reflink: fact(reflink, "ext4 cannot") }
+        WayFacts { uring: fact(uring, "switched off"), reflink: fact(reflink, "ext4 cannot"), only_blocks: false }
     }
 
     #[test]
@@ -189,6 +196,9 @@ mod tests {
             assert_eq!(choose(wanted, Some(Source::Blocks), &facts(true, true)), Ok((Source::Blocks, io)));
         }
         assert_eq!(choose(Wanted::Reflink, None, &facts(true, true)), Ok((Source::Blocks, Io::Reflink)));
+        let afar = WayFacts { only_blocks: true, ..facts(true, false) };
+        assert_eq!(choose(Wanted::Auto, None, &afar), Ok((Source::Blocks, Io::Uring)));
+        assert_eq!(choose(Wanted::Auto, Some(Source::Mount), &afar), Ok((Source::Mount, Io::Uring)));
         assert_eq!(choose(Wanted::Plain, None, &facts(false, false)), Ok((Source::Mount, Io::Plain)));
         let refused = |wanted, source, why: &str| {
             let problem = choose(wanted, source, &facts(false, false)).unwrap_err();

@@ -66,13 +66,11 @@ pub(super) fn read(words: &[String], by: &str) -> anyhow::Result<Asked> {
             let Some(target) = &arguments.remote.target else {
                 return Err(usage("say where the restore goes: --target [USER@]HOST[:PORT]".to_owned()));
             };
-            if arguments.no_start {
+            // A plan looks, and ends: what it is allowed to read ends with it.
+            if arguments.no_start && !arguments.plan {
                 let why = "--no-start leaves a recovery that needs the mount server for as long as nobody starts it: \
                            run the restore on the target itself, or let it start";
                 return Err(usage(why.to_owned()));
-            }
-            if arguments.plan {
-                return Err(usage("--plan is not for afar yet: run it on the target".to_owned()));
             }
             let Some(cluster) = arguments.cluster.cluster.clone() else {
                 return Err(usage("no cluster is named: give --cluster NAME".to_owned()));

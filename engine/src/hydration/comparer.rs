@@ -17,7 +17,7 @@ use crossbeam::channel::Sender;
 
 use super::Hydration;
 use super::compare::Shared;
-use super::opener::Request;
+use super::opener::{Fetched, Request};
 use super::plan::{self, Job, Missing, Piece};
 use super::source;
 use super::source_reads::SourceReads;
@@ -100,7 +100,8 @@ impl<'a, 'b> Comparer<'a, 'b> {
         loop {
             self.shared.go_on()?;
             self.make_ready()?;
-            self.start_fetches();
+            self.take_fetched()?;
+            self.start_fetches()?;
             self.start_reads()?;
             if self.looking + self.fetching > 0 {
                 self.wait()?;
@@ -122,13 +123,26 @@ impl<'a, 'b> Comparer<'a, 'b> {
         Ok(())
     }
 
-    fn start_fetches(&mut self) {
+    /// Goes on with what has come from another machine.
+    fn take_fetched(&mut self) -> Result<()> {
+        while let Some(Fetched { job, buffer, outcome }) = self.reads.next_fetched() {
+            self.arrive(&job, buffer, outcome)?;
+        }
+        Ok(())
+    }
+
+    fn start_fetches(&mut self) -> Result<()> {
         while self.reads.first().is_some() {
-            let Some(buffer) = self.free.pop() else { return };
-            let Some((job, parts)) = self.reads.pop() else { return };
+            let Some(buffer) = self.free.pop() else { return Ok(()) };
+            let Some((job, parts)) = self.reads.pop() else { return Ok(()) };
+            if self.shared.source.is_fetched() {
+                self.reads.fetch(job, buffer)?;
+                continue;
+            }
             self.fetching += 1;
             self.submit(Flight::Fetching(job), Way::Read, buffer, parts);
         }
+        Ok(())
     }
 
     fn start_reads(&mut self) -> Result<()> {
@@ -179,10 +193,7 @@ impl<'a, 'b> Comparer<'a, 'b> {
             }
             Some(Flight::Fetching(job)) => {
                 self.fetching -= 1;
-                outcome.map_err(|failure| source::explain(failure, &job, &self.shared.hydration.backup))?;
-                let holder = self.apply(&job, &buffer)?;
-                self.free.push(buffer);
-                self.write_if_complete(holder)
+                self.arrive(&job, buffer, outcome)
             }
             Some(Flight::Writing(mut writes)) => {
                 self.looking -= 1;
@@ -193,6 +204,14 @@ impl<'a, 'b> Comparer<'a, 'b> {
             }
             None => Err(Error::Refused(format!("the disk finished transfer {token}, which was not submitted"))),
         }
+    }
+
+    /// Blocks of the backup were read.
+    fn arrive(&mut self, job: &Job, buffer: Buffer, outcome: Result<()>) -> Result<()> {
+        outcome.map_err(|failure| source::explain(failure, job, &self.shared.hydration.backup))?;
+        let holder = self.apply(job, &buffer)?;
+        self.free.push(buffer);
+        self.write_if_complete(holder)
     }
 
     /// Compares the blocks of a buffer with the manifest. What differs is fetched; what could not be read is not ours.

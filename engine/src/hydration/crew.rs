@@ -1,4 +1,4 @@
-//! The threads of a fill or a comparison: its workers, those that open a mount's files for them, and the caller's own,
+//! The threads of a fill or a comparison: its workers, those that wait for a mount or another machine for them, and the caller's own,
 //! which keeps the map.
 
 use std::time::Duration;
@@ -43,7 +43,7 @@ impl Crew<'_> {
                 });
             }
             drop((alive, open));
-            if self.source.gives_files() {
+            if self.source.is_waited_for() {
                 for _ in 0..opener::THREADS {
                     let to_open = to_open.clone();
                     scope.spawn(move || opener::serve(&to_open, self.source, self.disk, go_on));

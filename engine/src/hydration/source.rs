@@ -1,6 +1,6 @@
-//! Where missing blocks come from: the files of a mount, or the packs themselves.
+//! Where missing blocks come from: the files of a mount, or the packs themselves, on this machine or on another.
 //!
-//! Both become reads into one buffer. What a mount gives was verified by its server, which hashed it on the way;
+//! All become reads into one buffer. What a mount gives was verified by its server, which hashed it on the way;
 //! what comes from packs is verified here.
 
 use std::collections::BTreeMap;
@@ -15,6 +15,7 @@ use crate::format::file::FileRecord;
 use crate::io::disk::Part;
 use crate::io::{Disk, Open, OpenFile, Root};
 use crate::repository::{Backup, keys};
+use crate::store::Store;
 use crate::units::{ClusterName, PackId};
 use crate::{Error, Result};
 
@@ -39,6 +40,8 @@ pub(super) enum OpenSource {
     Mount(Roots),
     /// The directory of the packs.
     Packs(Root, ClusterName),
+    /// A store whose packs are no files of this machine: each read is a call, which [`super::opener`] waits for.
+    Store(Arc<dyn Store>, ClusterName),
 }
 
 impl OpenSource {
@@ -48,11 +51,11 @@ impl OpenSource {
             Source::Blocks | Source::Reflink { .. } => {
                 let key = keys::packs(backup.cluster.name());
                 let store = backup.cluster.repository().store();
-                let path = store.local_path(&key).ok_or_else(|| Error::Unsupported {
-                    path: store.describe(&key),
-                    detail: "its packs are no files of this machine, so they are read through the mount".to_owned(),
-                })?;
-                Ok(Self::Packs(Root::open(&path)?, backup.cluster.name().clone()))
+                let cluster = backup.cluster.name().clone();
+                Ok(match store.local_path(&key) {
+                    Some(path) => Self::Packs(Root::open(&path)?, cluster),
+                    None => Self::Store(Arc::clone(store), cluster),
+                })
             }
         }
     }
@@ -62,10 +65,43 @@ impl OpenSource {
         matches!(self, Self::Mount(_))
     }
 
+    /// True where others wait for the source in a worker's place: for its files to open, or for its bytes.
+    pub(super) fn is_waited_for(&self) -> bool {
+        matches!(self, Self::Mount(_) | Self::Store(..))
+    }
+
+    /// True where bytes are fetched by [`Self::fetch`], and no file is opened.
+    pub(super) fn is_fetched(&self) -> bool {
+        matches!(self, Self::Store(..))
+    }
+
+    /// Fills a buffer with all that a job reads: runs of one pack that follow each other are one call.
+    pub(super) fn fetch(&self, reads: &[Read], buffer: &mut [u8]) -> Result<()> {
+        let Self::Store(store, cluster) = self else {
+            return Err(Error::Refused("a plan for another source".to_owned()));
+        };
+        let (mut rest, mut cut) = (buffer, 0);
+        for run in reads.chunk_by(|one, next| pack_of(one).is_some() && pack_of(one) == pack_of(next)) {
+            let pack = run.first().and_then(pack_of);
+            let pack = pack.ok_or_else(|| Error::Refused("a plan for another source".to_owned()))?;
+            let mut wanted = Vec::with_capacity(run.len());
+            for read in run {
+                // Places in the buffer are given out in the order of the reads.
+                let ahead = std::mem::take(&mut rest).get_mut(read.at.wrapping_sub(cut)..);
+                let parts = ahead.and_then(|ahead| ahead.split_at_mut_checked(read.bytes));
+                let (out, behind) = parts.ok_or_else(|| Error::Refused("reads that overlap".to_owned()))?;
+                (rest, cut) = (behind, read.at + read.bytes);
+                wanted.push((read.offset, out));
+            }
+            store.read_ranges(&keys::pack(cluster, pack), &mut wanted)?;
+        }
+        Ok(())
+    }
+
     pub(super) fn jobs(&self, missing: Vec<Missing>, backup: &Backup, limits: JobLimits) -> Result<Vec<Job>> {
         match self {
             Self::Mount(_) => Ok(plan::from_mount(missing, backup.info.block_bytes, limits)),
-            Self::Packs(..) => plan::from_packs(missing, limits),
+            Self::Packs(..) | Self::Store(..) => plan::from_packs(missing, limits),
         }
     }
 
@@ -85,6 +121,13 @@ impl OpenSource {
             // The plan is made for the source that it is given to.
             _ => Err(Error::Refused("a plan for another source".to_owned())),
         }
+    }
+}
+
+fn pack_of(read: &Read) -> Option<PackId> {
+    match read.from {
+        From::Pack(pack) => Some(pack),
+        From::File(_) => None,
     }
 }
 

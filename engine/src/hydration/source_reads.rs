@@ -1,7 +1,8 @@
 //! One worker's reads of the source, on their way to be submitted: the files of each are opened first.
 //!
 //! Files of packs are opened here. Those of a mount, where an open waits behind the reads that are in flight, go to
-//! [`super::opener`] and come back, in any order, while the worker does something else.
+//! [`super::opener`] and come back, in any order, while the worker does something else. So do, with a buffer, jobs whose
+//! packs are on another machine: these come back read.
 //!
 //! Always true: files are open ahead for no more jobs than the worker was made with, so that what it keeps open fits
 //! what [`super::fill::Shape`] has counted.
@@ -10,11 +11,11 @@ use std::collections::VecDeque;
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
 
-use super::opener::{Opened, Request};
+use super::opener::{Answer, Fetched, Request};
 use super::plan::Job;
 use super::source::{self, OpenSource, SourceFiles};
-use crate::io::Disk;
 use crate::io::disk::Part;
+use crate::io::{Buffer, Disk};
 use crate::repository::Backup;
 use crate::{Error, Result};
 
@@ -26,8 +27,11 @@ pub(super) struct SourceReads<'a> {
     files: SourceFiles,
     /// Where jobs go to have the files of a mount opened, and where they come back.
     opener: Sender<Request>,
-    opened: (Sender<Opened>, Receiver<Opened>),
+    opened: (Sender<Answer>, Receiver<Answer>),
+    /// Those of them that are not back.
     opening: usize,
+    /// Jobs that came back read.
+    fetched: VecDeque<Fetched>,
     /// Jobs whose files are open.
     ready: VecDeque<(Job, Vec<Part>)>,
     /// Jobs that are opened and ready at once.
@@ -51,6 +55,7 @@ impl<'a> SourceReads<'a> {
             opener,
             opened: unbounded(),
             opening: 0,
+            fetched: VecDeque::new(),
             ready: VecDeque::new(),
             jobs_max: buffers / 2 + 1,
         }
@@ -63,18 +68,36 @@ impl<'a> SourceReads<'a> {
 
     /// Has the files of a job opened.
     pub(super) fn open(&mut self, job: Job) -> Result<()> {
+        if self.source.is_fetched() {
+            self.push(job, Vec::new());
+            return Ok(());
+        }
         if let Some(parts) = self.files.parts_if_open(&job.reads) {
             self.push(job, parts);
             return Ok(());
         }
         if self.source.gives_files() {
-            let request = Request { job, reply: self.opened.0.clone() };
-            self.opener.send(request).map_err(|_| Error::Cancelled)?;
-            self.opening += 1;
-            return Ok(());
+            return self.send(job, None);
         }
         let parts = self.files.parts(self.source, &job.reads, self.disk);
         self.keep(job, parts)
+    }
+
+    /// Has a job fetched into a buffer.
+    pub(super) fn fetch(&mut self, job: Job, buffer: Buffer) -> Result<()> {
+        self.send(job, Some(buffer))
+    }
+
+    /// A job that was fetched.
+    pub(super) fn next_fetched(&mut self) -> Option<Fetched> {
+        self.fetched.pop_front()
+    }
+
+    fn send(&mut self, job: Job, buffer: Option<Buffer>) -> Result<()> {
+        let request = Request { job, buffer, reply: self.opened.0.clone() };
+        self.opener.send(request).map_err(|_| Error::Cancelled)?;
+        self.opening += 1;
+        Ok(())
     }
 
     /// Adds a job whose files are open already.
@@ -90,12 +113,12 @@ impl<'a> SourceReads<'a> {
         Ok(())
     }
 
-    /// Files of a job are on their way to be open.
+    /// Files of a job are on their way to be open, or its bytes to come.
     pub(super) fn are_opening(&self) -> bool {
         self.opening > 0
     }
 
-    /// Sleeps until those of one are.
+    /// Sleeps until those of one are there.
     pub(super) fn wait(&mut self) -> Result<()> {
         let opened = self.opened.1.recv().map_err(|_| Error::Cancelled)?;
         self.take(opened)
@@ -111,8 +134,15 @@ impl<'a> SourceReads<'a> {
         self.ready.pop_front()
     }
 
-    fn take(&mut self, Opened { job, parts }: Opened) -> Result<()> {
+    fn take(&mut self, answer: Answer) -> Result<()> {
         self.opening -= 1;
+        let (job, parts) = match answer {
+            Answer::Opened(job, parts) => (job, parts),
+            Answer::Fetched(fetched) => {
+                self.fetched.push_back(fetched);
+                return Ok(());
+            }
+        };
         if let Ok(parts) = &parts {
             self.files.remember(&job.reads, parts);
         }

@@ -16,7 +16,7 @@ use std::time::Instant;
 use crossbeam::channel::Sender;
 
 use super::fill::Shared;
-use super::opener::Request;
+use super::opener::{Fetched, Request};
 use super::plan::{self, Job, Missing, Piece, Span};
 use super::sharing::SharedBlocks;
 use super::source;
@@ -91,7 +91,8 @@ impl<'a, 'b> Worker<'a, 'b> {
         loop {
             self.shared.go_on()?;
             self.make_ready()?;
-            self.start_reads();
+            self.take_fetched()?;
+            self.start_reads()?;
             if self.decode_one_buffer()? {
                 self.settle_finished()?;
             } else if self.reading + self.writing > 0 {
@@ -124,18 +125,31 @@ impl<'a, 'b> Worker<'a, 'b> {
     }
 
     /// Submits reads while there are buffers and jobs that are ready.
-    fn start_reads(&mut self) {
+    fn start_reads(&mut self) -> Result<()> {
         while let Some(job) = self.reads.first() {
             let kept_free = if self.is_decoded(job) { self.shared.shape.reserve } else { 0 };
             if self.free.len() <= kept_free {
-                return;
+                return Ok(());
             }
-            let (Some((job, parts)), Some(buffer)) = (self.reads.pop(), self.free.pop()) else { return };
+            let (Some((job, parts)), Some(buffer)) = (self.reads.pop(), self.free.pop()) else { return Ok(()) };
+            if self.shared.source.is_fetched() {
+                self.reads.fetch(job, buffer)?;
+                continue;
+            }
             let token = usize::from(buffer.index());
             self.flights[token] = Some(Flight::Reading(job));
             self.reading += 1;
             self.queue.submit(Transfer { token, way: Way::Read, buffer, parts });
         }
+        Ok(())
+    }
+
+    /// Goes on with what has come from another machine.
+    fn take_fetched(&mut self) -> Result<()> {
+        while let Some(Fetched { job, buffer, outcome }) = self.reads.next_fetched() {
+            self.arrive(job, buffer, outcome)?;
+        }
+        Ok(())
     }
 
     fn is_decoded(&self, job: &Job) -> bool {
@@ -273,13 +287,7 @@ impl<'a, 'b> Worker<'a, 'b> {
                 if job.is_shared && outcome.is_ok() {
                     return self.prove(job, buffer);
                 }
-                outcome.map_err(|failure| source::explain(failure, &job, self.shared.backup))?;
-                if self.is_decoded(&job) {
-                    self.arrived.push_back((job, buffer));
-                    Ok(())
-                } else {
-                    self.write_in_place(&job, buffer)
-                }
+                self.arrive(job, buffer, outcome)
             }
             Some(Flight::Writing(writes)) => {
                 self.writing -= 1;
@@ -288,6 +296,17 @@ impl<'a, 'b> Worker<'a, 'b> {
                 self.shared.written(&writes)
             }
             None => Err(Error::Refused(format!("the disk finished transfer {token}, which was not submitted"))),
+        }
+    }
+
+    /// A job was read: it is decoded when its turn comes, or written as it is.
+    fn arrive(&mut self, job: Job, buffer: Buffer, outcome: Result<()>) -> Result<()> {
+        outcome.map_err(|failure| source::explain(failure, &job, self.shared.backup))?;
+        if self.is_decoded(&job) {
+            self.arrived.push_back((job, buffer));
+            Ok(())
+        } else {
+            self.write_in_place(&job, buffer)
         }
     }
 

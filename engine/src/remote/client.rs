@@ -340,6 +340,10 @@ impl Store for RemoteStore {
         self.ahead.fetch(key, range)
     }
 
+    fn read_ranges(&self, key: &str, wanted: &mut [(u64, &mut [u8])]) -> Result<()> {
+        self.client.read_ranges(key, wanted)
+    }
+
     fn size(&self, key: &str) -> Result<Option<u64>> {
         let mut sink = Sink::Size(None);
         self.client.call(&Request::Size { key: key.to_owned() }, &mut sink)?;

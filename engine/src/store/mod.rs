@@ -60,6 +60,11 @@ pub trait Store: Send + Sync + Debug {
     /// an open file that is kept: only for keys that never change.
     fn read_at(&self, key: &str, offset: u64, out: &mut [u8]) -> Result<()>;
 
+    /// The same for several buffers, each from its own byte: one call, where calls take long.
+    fn read_ranges(&self, key: &str, wanted: &mut [(u64, &mut [u8])]) -> Result<()> {
+        wanted.iter_mut().try_for_each(|(offset, out)| self.read_at(key, *offset, out))
+    }
+
     /// The size of `key`, or none if there is no such key.
     fn size(&self, key: &str) -> Result<Option<u64>>;
 

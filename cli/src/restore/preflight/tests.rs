@@ -87,7 +87,7 @@ fn facts() -> Facts {
         places: vec![found("/srv/new"), found("/fast/new")],
         port: PortFacts { number: 5432, ..PortFacts::default() },
         fuse: Ok(()),
-        way: way::WayFacts { uring: Ok(()), reflink: Err("another file system".to_owned()) },
+        way: way::WayFacts { uring: Ok(()), reflink: Err("another file system".to_owned()), only_blocks: false },
         missing_includes: Vec::new(),
         missing_lists: Vec::new(),
         handover: super::super::survey::HandoverFacts::default(),

@@ -5,8 +5,8 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
-use super::drive::{Ended, judge};
 use super::super::plane::Wanted;
+use super::drive::{Ended, judge};
 use super::*;
 
 /// Leases nothing, and remembers what it was told.
