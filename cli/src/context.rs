@@ -53,6 +53,11 @@ impl Context {
         Ok(())
     }
 
+    /// Set once the user wants it to stop.
+    pub(crate) fn interrupt(&self) -> &Arc<AtomicBool> {
+        &self.interrupted
+    }
+
     /// The user wants it to stop.
     pub(crate) fn interrupted(&self) -> bool {
         self.interrupted.load(Ordering::Relaxed)

@@ -200,7 +200,7 @@ pub(crate) fn goal_option(text: &str, now: Timestamp, local: &TimeZone) -> Resul
 pub(crate) fn run(arguments: &Arguments, context: &Context) -> anyhow::Result<Exit> {
     context.catch_interrupts()?;
     let request = arguments.request(context)?;
-    let cluster = open(&request)?;
+    let cluster = open(&request, context)?;
     let plan = validate(&request, &cluster, context)?;
     if arguments.plan {
         report::plan(&plan, &request, context);
@@ -213,7 +213,7 @@ pub(crate) fn run(arguments: &Arguments, context: &Context) -> anyhow::Result<Ex
 }
 
 /// The cluster to restore from.
-fn open(request: &Request) -> anyhow::Result<Cluster> {
+fn open(request: &Request, context: &Context) -> anyhow::Result<Cluster> {
     let not_found = |error, hint: &str| match error {
         engine::Error::NotFound(message) => Failure::new(Exit::Failed, message).hint(hint).into(),
         engine::Error::Io { ref source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
@@ -222,7 +222,7 @@ fn open(request: &Request) -> anyhow::Result<Cluster> {
         }
         other => anyhow::Error::from(other),
     };
-    let repository = Repository::open(&request.repository)
+    let repository = Repository::open_interruptibly(&request.repository, context.interrupt())
         .map_err(|error| not_found(error, "name the repository with --repo, or in PGHYDRANT_REPO"))?;
     let cluster = repository.cluster(&request.cluster);
     cluster.map_err(|error| not_found(error, "name the cluster with --cluster, or in PGHYDRANT_CLUSTER"))
@@ -296,7 +296,8 @@ struct Restore<'a> {
 impl<'a> Restore<'a> {
     fn open(session: &'a mut Session, context: &'a Context) -> anyhow::Result<Self> {
         let plan = &session.journal.plan;
-        let backup = Repository::open(&plan.repository)?.cluster(&plan.cluster)?.backup(&plan.backup)?;
+        let repository = Repository::open_interruptibly(&plan.repository, context.interrupt())?;
+        let backup = repository.cluster(&plan.cluster)?.backup(&plan.backup)?;
         Ok(Self { context, session, backup })
     }
 

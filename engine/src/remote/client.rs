@@ -202,6 +202,9 @@ impl Client {
             self.lost.fetch_add(1, Ordering::Relaxed);
             if !self.pause(pause, began) {
                 let waited = began.elapsed().as_secs();
+                if self.patience.is_cancelled() {
+                    return Err(Error::Cancelled);
+                }
                 let detail = format!("given up after {waited} s without the mount service: {why}");
                 return Err(Error::io("read", self.describe(key), std::io::Error::other(detail)));
             }

@@ -31,4 +31,4 @@ mod stream;
 pub use access::{Access, AccessFile, Fingerprint, LeaseId, Security, Token};
 pub use client::{Counters, RemoteStore};
 pub use coverage::{Coverage, Reach, Runs};
-pub use patience::{Forever, Patience, Until};
+pub use patience::{Forever, Interruptible, Patience, Until};

@@ -15,11 +15,12 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use crate::codec::Compression;
 use crate::format::Malformed;
-use crate::remote::{AccessFile, RemoteStore, Until};
+use crate::remote::{AccessFile, Interruptible, Patience, RemoteStore, Until};
 use crate::store::{Entry, Existing, LocalStore, Store};
 use crate::units::{BlockSize, ClusterName, SystemIdentifier};
 use crate::{Error, Result};
@@ -74,10 +75,21 @@ impl Repository {
 
     /// Opens the repository in `root`: a directory, or the file that says how a mount service is reached ([`AccessFile`]).
     pub fn open(root: &Path) -> Result<Self> {
-        match AccessFile::read(root)? {
-            None => Self::with_store(root, Arc::new(LocalStore::new(root))),
-            Some(file) => Self::with_store(root, Arc::new(connect(&file)?)),
-        }
+        Self::open_with(root, |file| Arc::new(Until(file.patience)))
+    }
+
+    /// The same, where nobody waits for a mount service any more once `interrupted` is set: [`Error::Cancelled`].
+    pub fn open_interruptibly(root: &Path, interrupted: &Arc<AtomicBool>) -> Result<Self> {
+        let interrupted = Arc::clone(interrupted);
+        Self::open_with(root, |file| Arc::new(Interruptible { until: file.patience, interrupted }))
+    }
+
+    fn open_with(root: &Path, patience: impl FnOnce(&AccessFile) -> Arc<dyn Patience>) -> Result<Self> {
+        let store: Arc<dyn Store> = match AccessFile::read(root)? {
+            None => Arc::new(LocalStore::new(root)),
+            Some(file) => Arc::new(RemoteStore::connect(file.access.clone(), patience(&file))?),
+        };
+        Self::with_store(root, store)
     }
 
     /// The same, by somebody who waits for a mount service that is gone: whoever waits for the answer takes none for one.
