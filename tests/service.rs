@@ -61,6 +61,13 @@ impl Stage {
     }
 
     /// Waits until the copy runs.
+    /// The session has nothing more to copy.
+    pub fn is_over_the_copy(&self) -> Result<bool> {
+        let session = self.server.sessions()?.pop().context("no session")?;
+        let is = |what: &str, of: &[&str]| session.get(what).and_then(Value::as_str).is_some_and(|it| of.contains(&it));
+        Ok(is("step", &["configure", "start", "recover", "unmount"]) || is("state", &["at_target", "finished", "failed"]))
+    }
+
     pub fn wait_for_copy(&self) -> Result<()> {
         wait_until("a copy that has begun", Duration::from_secs(120), || {
             let Some(session) = self.server.sessions()?.pop() else { return Ok(false) };

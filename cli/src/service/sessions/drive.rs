@@ -17,7 +17,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use super::super::plane::Wanted;
 use super::super::target::{Agent, Trouble, last_words};
 use super::events::LINE_BYTES_MAX;
-use super::{Live, Record, Sessions, State};
+use super::{Live, Record, Records, Sessions, State};
 use crate::agent::{Order, RUNNING, Request};
 use crate::exit::{Exit, Failure};
 
@@ -179,7 +179,7 @@ impl Sessions {
         if let Err(error) = changed {
             tracing::warn!("{error:#}");
         }
-        follow(live, &agent, since).await
+        follow(live, &self.records, &agent, since).await
     }
 
     /// What is left to do, and to be told, once nothing more is tried. False if the session has another order now.
@@ -329,7 +329,7 @@ async fn until_cancelled(live: &Live) {
 }
 
 /// Hears what the target says until it says how the run ended whose events begin behind `since`.
-async fn follow(live: &Live, agent: &Agent, since: u64) -> Ended {
+async fn follow(live: &Live, records: &Records, agent: &Agent, since: u64) -> Ended {
     let mut heard = live.events.heard();
     let host = live.record().target.host.clone();
     let lost = |why: &str| Ended::Unreachable(format!("the connection to {host} is lost: {why}"));
@@ -371,7 +371,7 @@ async fn follow(live: &Live, agent: &Agent, since: u64) -> Ended {
         }
         heard += line.len() as u64;
         // An end that stands before is that of an earlier run.
-        match hear(live, event, heard) {
+        match hear(live, records, event, heard) {
             Some(code) if heard > since => return Ended::Verb(code),
             _ => {}
         }
@@ -380,7 +380,13 @@ async fn follow(live: &Live, agent: &Agent, since: u64) -> Ended {
 }
 
 /// Keeps one event. Its exit code, if it is the last one: that is for us, who may try again, and not for who watches.
-fn hear(live: &Live, event: Value, heard: u64) -> Option<u8> {
+fn hear(live: &Live, records: &Records, event: Value, heard: u64) -> Option<u8> {
+    // What a service that is started again would not hear once more.
+    let keep = |change: &dyn Fn(&mut Record)| {
+        if let Err(error) = live.change(records, change) {
+            tracing::warn!("session {}: {error:#}", live.id);
+        }
+    };
     let text = |name: &str| {
         let text = event.get(name).and_then(Value::as_str)?;
         Some(text.chars().take(MESSAGE_CHARS_MAX).collect::<String>())
@@ -397,13 +403,14 @@ fn hear(live: &Live, event: Value, heard: u64) -> Option<u8> {
         }
         // Ours alone: what a target says of it is not ours.
         "ended" | "accepted" | "begun" => return None,
-        "step" => live.note(|record| {
+        "step" if live.record().step == text("step") => live.note(|record| record.progress = None),
+        "step" => keep(&|record| {
             record.step = text("step");
             record.progress = None;
         }),
         "progress" => live.note(|record| record.progress = small(event.clone())),
         "error" => live.note(|record| record.message = text("message")),
-        "result" => live.note(|record| {
+        "result" => keep(&|record| {
             let mut result = event.clone();
             if let Value::Object(fields) = &mut result {
                 fields.remove("text");
