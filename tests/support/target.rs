@@ -216,20 +216,9 @@ impl MountServer {
         let ssh = scratch.join("ssh.conf");
         fs::write(&ssh, format!("UserKnownHostsFile {}\n", host.known.display()))?;
         let ssh = text(&ssh);
-        let own = [
-            "serve",
-            "--ssh-config",
-            &ssh,
-            "--repo",
-            &repository,
-            "--state",
-            &text(&state),
-            "--listen",
-            &listen,
-            "--data-listen",
-            &data,
-        ];
-        let options = own.iter().chain(options).map(|&word| word.to_owned()).collect();
+        let own = ["serve", "--ssh-config", &ssh, "--repo", &repository, "--state", &text(&state), "--listen", &listen];
+        let where_data = if options.contains(&"--data-listen") { vec![] } else { vec!["--data-listen", data.as_str()] };
+        let options = own.iter().chain(&where_data).chain(options).map(|&word| word.to_owned()).collect();
         let issued = program.succeed(["serve", "--state", &text(&state), "--issue-token", "tests"])?;
         let token = scratch.join("server-token");
         fs::write(&token, issued.stdout)?;
@@ -270,6 +259,24 @@ impl MountServer {
         let said = run.arg(format!("{}/metrics", self.url())).succeed()?.stdout;
         let line = said.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         Ok(line.with_context(|| format!("no {name} in {said}"))?.parse()?)
+    }
+
+    /// The processes that hold its tunnels, those that nobody waits for any more too.
+    pub fn tunnels(&self, data_address: &str) -> Result<Vec<Pid>> {
+        let forward = format!(":{data_address}\0");
+        let mut found = Vec::new();
+        for entry in fs::read_dir("/proc")? {
+            let Some(pid) = entry?.file_name().to_str().and_then(|name| Pid::from_raw(name.parse().ok()?)) else {
+                continue;
+            };
+            // It may have ended by now.
+            let words = fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
+            let words = String::from_utf8_lossy(&words);
+            if words.starts_with("ssh\0") && words.contains("\0-R\0") && words.contains(&forward) {
+                found.push(pid);
+            }
+        }
+        Ok(found)
     }
 
     /// Where targets fetch blocks.

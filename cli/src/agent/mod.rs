@@ -6,6 +6,7 @@
 //! agent follow DIR    what was said from an offset on, then what is being said, until its end
 //! agent stop DIR      interrupts the verb that runs
 //! agent end DIR       takes everything of the session away
+//! agent probe         an access file on stdin: whether that service is reached from here
 //! ```
 //!
 //! DIR is one session's: `lock` is held, and names the process, while a verb runs; `state` is the state directory of that
@@ -15,11 +16,13 @@
 //! Always true: of one session one verb runs at a time; and each run's last event is how it ended, unless it was killed.
 
 mod follow;
+mod probe;
 mod request;
 mod run;
 
 use std::path::PathBuf;
 
+pub(crate) use probe::{REACHED, UNREACHED};
 pub(crate) use request::{BEGUN, Order, RUNNING, Request};
 
 use crate::context::Context;
@@ -38,6 +41,8 @@ pub(crate) enum Verb {
     Stop(Place),
     /// Take everything of the session away
     End(Place),
+    /// Tell whether the mount service is reached
+    Probe,
 }
 
 /// The session's directory.
@@ -62,5 +67,6 @@ pub(crate) fn dispatch(verb: &Verb, _context: &Context) -> anyhow::Result<Exit> 
         Verb::Follow(arguments) => follow::follow(&arguments.directory, arguments.from),
         Verb::Stop(place) => run::stop(&place.directory),
         Verb::End(place) => request::end(&place.directory),
+        Verb::Probe => probe::probe(),
     }
 }

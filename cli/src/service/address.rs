@@ -3,6 +3,7 @@
 //! The connection is made by the service, as its user. So a client may say which host, which user, and how long to wait;
 //! options that run programs here, or that lower what the operator's configuration demands, are refused.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -97,10 +98,21 @@ impl Target {
 
     /// Arguments of `ssh` that run `command` there. Of an option that is given twice, ssh takes the first.
     pub(super) fn arguments(&self, command: &str) -> Vec<String> {
+        self.with_options(&["ClearAllForwardings=yes"], &[], command)
+    }
+
+    /// Arguments of `ssh` that run `command` there, and lead what connects to `from` there to `to` here.
+    pub(super) fn tunnel_arguments(&self, from: SocketAddr, to: SocketAddr, command: &str) -> Vec<String> {
+        self.with_options(OF_A_TUNNEL, &["-R".to_owned(), format!("{from}:{to}")], command)
+    }
+
+    fn with_options(&self, first: &[&str], further: &[String], command: &str) -> Vec<String> {
         let mut words: Vec<String> = vec!["-T".to_owned()];
         let mut option = |text: &str| words.extend(["-o".to_owned(), text.to_owned()]);
+        first.iter().for_each(|first| option(first));
         self.options.iter().for_each(|given| option(given));
         OURS.iter().for_each(|ours| option(ours));
+        words.extend_from_slice(further);
         if let Some(identity) = &self.identity {
             words.extend(["-i".to_owned(), identity.to_string_lossy().into_owned()]);
         }
@@ -118,11 +130,13 @@ const OURS: &[&str] = &[
     "ConnectTimeout=15",
     "ServerAliveInterval=5",
     "ServerAliveCountMax=3",
-    "ClearAllForwardings=yes",
     "ForwardAgent=no",
     "ForwardX11=no",
     "PermitLocalCommand=no",
 ];
+
+/// A connection of its own, which ends if it cannot forward, and says which port it got.
+const OF_A_TUNNEL: &[&str] = &["ExitOnForwardFailure=yes", "LogLevel=INFO", "ControlMaster=no", "ControlPath=none"];
 
 /// Name and value. A value has nothing that a shell, or ssh's own quoting, would read: ssh makes commands of some
 /// (ProxyJump with HostName).
@@ -203,6 +217,10 @@ mod tests {
         let at = |word: &str| words.iter().position(|each| each == word).unwrap();
         assert!(at("ConnectTimeout=3") < at("ConnectTimeout=15") && at("BatchMode=yes") < at("--"));
         assert_eq!(words[at("--") + 1..], ["pg@db2", "true"]);
+        assert!(at("ClearAllForwardings=yes") < at("--"));
+        let tunnel = target.tunnel_arguments("127.0.0.1:0".parse().unwrap(), "[::1]:7433".parse().unwrap(), "cat");
+        assert!(tunnel.windows(2).any(|pair| pair == ["-R", "127.0.0.1:0:[::1]:7433"]), "{tunnel:?}");
+        assert!(!tunnel.contains(&"ClearAllForwardings=yes".to_owned()));
         assert_eq!((&words[at("-p") + 1], &words[at("-i") + 1]), (&"2222".to_owned(), &"/k".to_owned()));
     }
 }

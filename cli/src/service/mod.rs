@@ -23,6 +23,7 @@ mod plane;
 mod sessions;
 mod target;
 mod tokens;
+mod tunnel;
 
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt as _;

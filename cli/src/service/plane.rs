@@ -5,7 +5,7 @@
 //! targets go on as if nothing had been.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -27,6 +27,9 @@ pub(super) trait Plane: Send + Sync {
     /// Lets `session` read, and tells how: the content of the file that its target opens as its repository. `seen_as` is
     /// this machine's address as the target sees it. Asked again, the earlier answer no longer counts.
     fn lease(&self, session: &SessionId, wanted: Wanted<'_>, seen_as: Option<&str>) -> anyhow::Result<Value>;
+
+    /// Where the data plane is found from this machine: the end of a tunnel.
+    fn address_here(&self) -> SocketAddr;
 
     /// Ends what `session` was let read.
     fn end(&self, session: &SessionId);
@@ -168,6 +171,14 @@ impl Plane for MountService {
         self.offer(&kept)?;
         let access = Access { address, security: self.security, lease, token };
         Ok(AccessFile { access, patience: self.patience }.to_json())
+    }
+
+    fn address_here(&self) -> SocketAddr {
+        match self.plane.address() {
+            any if any.ip() == IpAddr::from(Ipv4Addr::UNSPECIFIED) => (Ipv4Addr::LOCALHOST, any.port()).into(),
+            any if any.ip() == IpAddr::from(Ipv6Addr::UNSPECIFIED) => (Ipv6Addr::LOCALHOST, any.port()).into(),
+            own => own,
+        }
     }
 
     fn end(&self, session: &SessionId) {

@@ -8,6 +8,7 @@
 //!
 //! Nothing is believed of the target but that it is the host whose key the SSH client knows.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -18,7 +19,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
 
 use super::address::Target;
-use crate::agent::Request;
+use crate::agent::{REACHED, Request, UNREACHED};
 use crate::exit::{Exit, Failure};
 
 /// What an answer of a script may come to.
@@ -42,8 +43,8 @@ pub(super) struct Program {
 
 /// A target, and the configuration by which ssh reaches it.
 #[derive(Clone, Debug)]
-struct Ssh {
-    target: Target,
+pub(super) struct Ssh {
+    pub(super) target: Target,
     config: Option<PathBuf>,
 }
 
@@ -55,6 +56,11 @@ impl Program {
         let binary = std::fs::read(&path).context("cannot read our own binary")?;
         let sha256 = Sha256::digest(&binary).iter().map(|byte| format!("{byte:02x}")).collect();
         Ok(Self { path, sha256, ssh_config })
+    }
+
+    /// How `target` is reached.
+    pub(super) fn ssh(&self, target: &Target) -> Ssh {
+        Ssh { target: target.clone(), config: self.ssh_config.clone() }
     }
 }
 
@@ -89,7 +95,7 @@ pub(super) struct Agent {
 impl Agent {
     /// Connects, and puts the binary there where it is missing.
     pub(super) async fn reach(target: &Target, program: &Program, session: &str) -> Result<Self, Trouble> {
-        let ssh = Ssh { target: target.clone(), config: program.ssh_config.clone() };
+        let ssh = program.ssh(target);
         let found = look(&ssh, program, session).await?;
         let directory = format!("{}/bin/{}", found.cache, &program.sha256);
         let binary = format!("{directory}/pghydrant");
@@ -103,6 +109,20 @@ impl Agent {
         }
         let directory = format!("{}/sessions/{session}", found.cache);
         Ok(Self { ssh, program: binary, directory, seen_as: found.seen_as })
+    }
+
+    /// Whether the mount service that an access file tells of is reached from there.
+    pub(super) async fn reaches(&self, access: &serde_json::Value) -> Result<bool, Trouble> {
+        let answer = run(&self.ssh, &self.verb("probe"), Some(format!("{access}\n").as_bytes())).await?;
+        let said = last_line(&answer);
+        match said.as_str() {
+            REACHED => Ok(true),
+            UNREACHED => Ok(false),
+            _ => {
+                let message = format!("{} does not say whether it reaches us: {said}", self.ssh.target.host);
+                Err(Trouble::Refused(Failure::new(Exit::Failed, message)))
+            }
+        }
     }
 
     /// Starts a verb there; it goes on without us. Where in the events what it says begins.
@@ -135,8 +155,12 @@ impl Agent {
     }
 
     fn command(&self, verb: &str) -> String {
+        format!("{} {}", self.verb(verb), quoted(&self.directory))
+    }
+
+    fn verb(&self, verb: &str) -> String {
         let sudo = if self.ssh.target.sudo { "sudo -n " } else { "" };
-        format!("{sudo}{} agent {verb} {}", quoted(&self.program), quoted(&self.directory))
+        format!("{sudo}{} agent {verb}", quoted(&self.program))
     }
 }
 
@@ -242,7 +266,7 @@ async fn answer_of(mut ssh: Command, input: Option<&[u8]>) -> std::io::Result<(E
 }
 
 /// Its first bytes. Closed behind them: whoever goes on writing dies of it.
-async fn limited(pipe: Option<impl AsyncRead + Unpin>) -> Vec<u8> {
+pub(super) async fn limited(pipe: Option<impl AsyncRead + Unpin>) -> Vec<u8> {
     let mut bytes = Vec::new();
     if let Some(pipe) = pipe {
         // What came before an error counts as well.
@@ -259,7 +283,7 @@ pub(super) async fn last_words(mut child: Child) -> String {
 }
 
 /// What the SSH client could not do: some of it no attempt will change.
-fn unreachable(target: &Target, said: &str) -> Trouble {
+pub(super) fn unreachable(target: &Target, said: &str) -> Trouble {
     let last = last_line(said.as_bytes());
     let message = format!("cannot reach {}: {last}", target.host);
     let hint = match () {
@@ -291,11 +315,20 @@ fn begun(answer: &[u8]) -> Option<u64> {
 
 impl Ssh {
     fn command(&self, command: &str) -> Command {
+        self.with(self.target.arguments(command))
+    }
+
+    /// Runs `command`, and leads what connects to `from` there to `to` here.
+    pub(super) fn tunnel(&self, from: SocketAddr, to: SocketAddr, command: &str) -> Command {
+        self.with(self.target.tunnel_arguments(from, to, command))
+    }
+
+    fn with(&self, arguments: Vec<String>) -> Command {
         let mut ssh = Command::new("ssh");
         if let Some(config) = &self.config {
             ssh.arg("-F").arg(config);
         }
-        ssh.args(self.target.arguments(command)).kill_on_drop(true).env("LC_ALL", "C");
+        ssh.args(arguments).kill_on_drop(true).env("LC_ALL", "C");
         ssh
     }
 }
@@ -306,7 +339,7 @@ fn quoted(word: &str) -> String {
 }
 
 /// The last line that says something.
-fn last_line(said: &[u8]) -> String {
+pub(super) fn last_line(said: &[u8]) -> String {
     let text = String::from_utf8_lossy(said);
     let line = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
     line.trim().chars().take(500).collect()

@@ -123,7 +123,8 @@ impl AccessFile {
         })
     }
 
-    fn parse(text: &[u8]) -> Result<Self, String> {
+    /// Reads its content.
+    pub fn parse(text: &[u8]) -> Result<Self, String> {
         let written: Written = serde_json::from_slice(text).map_err(|cause| cause.to_string())?;
         if written.pghydrant_access != ACCESS_VERSION {
             return Err(format!("version {} is not known here", written.pghydrant_access));

@@ -83,6 +83,12 @@ impl RemoteStore {
         Ok(Self { client, ahead })
     }
 
+    /// Whether the service answers at this very address and lets this lease in; who else answers there is not it.
+    pub fn answers(access: &Access) -> bool {
+        let busy = |fault: &Fault| matches!(fault, Fault::NotLetIn(FailureCode::Busy, _));
+        super::stream::open(access).map_or_else(|fault| busy(&fault), |_| true)
+    }
+
     /// Goes on with another access, on which every call from now on is made: the service came back with a new lease, or
     /// at another place. Calls that wait are made on it too.
     pub fn renew(&self, access: Access) {

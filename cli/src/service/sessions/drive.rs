@@ -7,6 +7,7 @@
 //! judge how it ended      done, refused, to be tried again, to wait for somebody
 //! ```
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -16,6 +17,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 
 use super::super::plane::Wanted;
 use super::super::target::{Agent, Trouble, last_words};
+use super::super::tunnel::Tunnel;
 use super::events::LINE_BYTES_MAX;
 use super::{Live, Record, Records, Sessions, State};
 use crate::agent::{Order, RUNNING, Request};
@@ -146,10 +148,13 @@ impl Sessions {
                 return trouble.into();
             }
             let wanted = Wanted { cluster: &before.cluster, rate_limit: before.rate_limit };
-            let repository = match self.plane.lease(id, wanted, agent.seen_as.as_deref()) {
+            let mut repository = match self.plane.lease(id, wanted, agent.seen_as.as_deref()) {
                 Ok(repository) => repository,
                 Err(error) => return Ended::Refused(Failure::new(Failure::exit_of(&error), format!("{error:#}"))),
             };
+            if let Err(trouble) = self.lead(live, &agent, &mut repository).await {
+                return trouble.into();
+            }
             // On disk before it is sent: from now on the target may be at work.
             let sent = live.change(&self.records, |record| {
                 record.sent += 1;
@@ -180,6 +185,43 @@ impl Sessions {
             tracing::warn!("{error:#}");
         }
         follow(live, &self.records, &agent, since).await
+    }
+
+    /// Leads the target through a tunnel where it cannot reach the data plane by itself.
+    async fn lead(&self, live: &Live, agent: &Agent, repository: &mut Value) -> Result<(), Trouble> {
+        let mut address = live.tunnel().as_ref().and_then(Tunnel::address);
+        if address.is_none() {
+            // Not waited for, if it is lost: what reads now learns of another port.
+            drop(live.tunnel().take());
+            if !agent.reaches(repository).await? {
+                address = Some(self.open_tunnel(live, repository).await?);
+            }
+        }
+        let changed = live.change(&self.records, |record| record.tunnel = address.map(|address| address.port()));
+        changed.map_err(|error| Trouble::Refused(Failure::new(Exit::Failed, format!("{error:#}"))))?;
+        if let (Some(address), Some(fields)) = (address, repository.as_object_mut()) {
+            fields.insert("address".to_owned(), json!(address));
+        }
+        Ok(())
+    }
+
+    async fn open_tunnel(&self, live: &Live, repository: &Value) -> Result<SocketAddr, Trouble> {
+        let target = live.record().target.clone();
+        let here = self.plane.address_here();
+        let wanted = repository.get("address").and_then(Value::as_str).unwrap_or_default();
+        // Whoever had that port there after us would be taken for the mount server, and given the token.
+        if repository.get("certificate").is_none_or(Value::is_null) {
+            let message = format!("{} does not reach the mount server at {wanted}", target.host);
+            let hint = "a tunnel through SSH needs serve --data-plane tls; or name an address that it reaches with --data-listen";
+            return Err(Trouble::Refused(Failure::new(Exit::Failed, message).hint(hint)));
+        }
+        let tunnel = Tunnel::open(self.program.ssh(&target), here).await?;
+        let lost = || Trouble::Unreachable(format!("the tunnel to {} is lost", target.host));
+        let address = tunnel.address().ok_or_else(lost)?;
+        *live.tunnel() = Some(tunnel);
+        let message = format!("{} does not reach {wanted}: blocks go through a tunnel of SSH", target.host);
+        live.tell(json!({"event": "note", "message": message}));
+        Ok(address)
     }
 
     /// What is left to do, and to be told, once nothing more is tried. False if the session has another order now.
@@ -253,6 +295,7 @@ impl Sessions {
             let message = format!("what pghydrant had put on {} may still be there: {why}", target.host);
             live.tell(json!({"event": "warning", "message": message}));
         }
+        drop(live.tunnel().take());
     }
 }
 

@@ -28,6 +28,7 @@ use tokio::sync::Notify;
 use super::address::Target;
 use super::plane::Plane;
 pub(super) use super::target::Program;
+use super::tunnel::Tunnel;
 use crate::agent::Order;
 use crate::exit::{Exit, Failure};
 use crate::random;
@@ -71,6 +72,8 @@ struct Live {
     was_heard: AtomicBool,
     /// Ends a wait before its time.
     hurry: Notify,
+    /// By which the target reaches the data plane, if it cannot by itself.
+    tunnel: Mutex<Option<Tunnel>>,
 }
 
 /// All of them.
@@ -104,6 +107,14 @@ impl Sessions {
         let open = |live: &Arc<Live>| Some(live.id.clone()).filter(|_| !live.record().state.is_over());
         sessions.plane.keep_only(&sessions.all().iter().filter_map(open).collect());
         for live in sessions.all() {
+            let (target, port) = {
+                let record = live.record();
+                (record.target.clone(), record.tunnel.filter(|_| !record.state.is_over()))
+            };
+            if let Some(port) = port {
+                let tunnel = Tunnel::again(sessions.program.ssh(&target), sessions.plane.address_here(), port);
+                *live.tunnel() = Some(tunnel);
+            }
             if live.record().state.is_active() {
                 tokio::spawn(Arc::clone(&sessions).drive(live));
             }
@@ -136,6 +147,7 @@ impl Sessions {
             sent: 0,
             asked: false,
             cancelled: false,
+            tunnel: None,
             retries: 0,
             message: None,
             step: None,
@@ -260,11 +272,16 @@ impl Live {
             events,
             was_heard: AtomicBool::new(false),
             hurry: Notify::new(),
+            tunnel: Mutex::default(),
         }
     }
 
     fn record(&self) -> std::sync::MutexGuard<'_, Record> {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tunnel(&self) -> std::sync::MutexGuard<'_, Option<Tunnel>> {
+        self.tunnel.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Changes the record, and puts it on disk.

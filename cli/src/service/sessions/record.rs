@@ -121,6 +121,9 @@ pub(crate) struct Record {
     /// `cancel` was ordered while another order is carried out.
     #[serde(default)]
     pub(crate) cancelled: bool,
+    /// The port there by which a tunnel leads to the data plane, where there is one.
+    #[serde(default)]
+    pub(crate) tunnel: Option<u16>,
     /// Retries of this order so far.
     pub(crate) retries: u32,
     /// Why it is retried, waits or failed.

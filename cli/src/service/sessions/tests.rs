@@ -20,6 +20,10 @@ impl Plane for NoPlane {
         anyhow::bail!("nothing to lease")
     }
 
+    fn address_here(&self) -> std::net::SocketAddr {
+        ([127, 0, 0, 1], 7433).into()
+    }
+
     fn end(&self, _: &SessionId) {}
 
     fn keep_only(&self, sessions: &BTreeSet<SessionId>) {
