@@ -43,6 +43,10 @@ if [ "$purpose" = test ] || [ "$purpose" = bench ]; then
     need losetup mount
     need runuser util-linux
     need fio fio
+    # Hosts of a mount server: network namespaces with an sshd each.
+    need ip iproute2
+    need ssh openssh-client
+    need sshd openssh-server
 fi
 if [ "$purpose" = test ] || [ "$purpose" = bench ]; then
     need mkfs.xfs xfsprogs
@@ -53,11 +57,7 @@ if [ "$purpose" = test ]; then
     need python3 python3
     # scripts/postgresql-builds.sh fetches other major versions with it.
     need npm npm
-    # Hosts of a mount server: network namespaces with an sshd each.
-    need ip iproute2
     need tc iproute2
-    need ssh openssh-client
-    need sshd openssh-server
     need curl curl
 fi
 if [ "$purpose" = peers ]; then

@@ -13,30 +13,18 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use data::{DataPlane, Leases, Settings};
-use engine::blocks::Scratch;
 use engine::codec::Compression;
-use engine::format::file::FileRecord;
-use engine::remote::{Access, Fingerprint, Forever, LeaseId, RemoteStore, Security, Token};
-use engine::repository::{Backup, Repository};
-use engine::store::{LocalStore, Store};
-use pghydrant_benches::backup::{directory, file, write};
-use pghydrant_benches::pages::pages;
+use engine::remote::{Access, Security, Token};
+use engine::repository::Backup;
+use pghydrant_benches::data_plane::{FILE_BYTES, Service, files_of, made, read, through};
 
-#[allow(dead_code, unused_imports, unreachable_pub)]
-#[path = "../../cli/src/service/data/mod.rs"]
-mod data;
 #[allow(dead_code)]
 #[path = "../../cli/src/service/data/tests/relay.rs"]
 mod relay;
 
 const FILES: usize = 32;
-const FILE_BYTES: u64 = 32 << 20;
-const REQUEST_BYTES: usize = 1 << 20;
 const AHEAD_BYTES: usize = 32 << 20;
 const ROUNDS: usize = 3;
 const SESSIONS: usize = 8;
@@ -52,7 +40,7 @@ fn main() {
     let round_trip = words.get(1).map(|ms| Duration::from_millis(ms.parse().unwrap()));
     for (name, compression) in [("lz4", Compression::Lz4), ("raw", Compression::None)] {
         let root = place.join(name);
-        let backup = made(&root, compression);
+        let backup = made(&root, compression, FILES).unwrap();
         let stored: u64 = backup.manifest.packs().iter().map(|pack| pack.bytes).sum();
         let decoded = FILES as u64 * FILE_BYTES;
         println!("{name}: {} MiB, stored in {} MiB", decoded >> 20, stored >> 20);
@@ -62,17 +50,10 @@ fn main() {
                 measure(&format!("directory, {threads} threads"), &backup, threads);
             }
             for encrypted in [false, true] {
-                let (tls, fingerprint) = encrypted.then(certificate).unzip();
-                let security = fingerprint.map_or(Security::Plain, Security::Tls);
-                let store = LocalStore::new(&root);
-                let listen = (std::net::Ipv4Addr::LOCALHOST, 0).into();
-                let settings = Settings { listen, tls, store, bytes_a_second_max: None, with_ring: true };
-                let plane = DataPlane::start(settings, Arc::<Leases>::default()).unwrap();
-                let (lease, token) = offer(&plane, &backup);
-                let relay = round_trip.map(|time| relay::Relay::start(plane.address(), time / 2));
-                let address = relay.as_ref().map_or(plane.address(), |relay| relay.address);
-                let access = Access { address, security, lease, token };
-                let far = through(access, &backup);
+                let service = Service::start(&root, encrypted).unwrap();
+                let relay = round_trip.map(|time| relay::Relay::start(service.address(), time / 2));
+                let address = relay.as_ref().map_or(service.address(), |relay| relay.address);
+                let far = through(Access { address, ..service.offer(&backup).unwrap() }, &backup).unwrap();
                 let how = if encrypted { "TLS" } else { "plain" };
                 if round_trip.is_some() {
                     let store = far.cluster.repository().store();
@@ -88,7 +69,7 @@ fn main() {
 
 /// Reads everything by eight sessions of four threads at once from a service in a process of its own.
 fn sessions(place: &Path) {
-    let backup = made(&place.join("raw"), Compression::None);
+    let backup = made(&place.join("raw"), Compression::None, FILES).unwrap();
     let program = std::env::current_exe().unwrap();
     let mut child = std::process::Command::new(program)
         .args([place.as_os_str(), "serve".as_ref()])
@@ -106,7 +87,7 @@ fn sessions(place: &Path) {
     std::thread::scope(|scope| {
         for access in accesses {
             let backup = &backup;
-            scope.spawn(move || read(&through(access, backup), &files_of(backup), 4));
+            scope.spawn(move || read(&through(access, backup).unwrap(), &files_of(backup).unwrap(), 4).unwrap());
         }
     });
     println!("after {SESSIONS} sessions: {}", memory("VmHWM"));
@@ -116,36 +97,14 @@ fn sessions(place: &Path) {
 
 /// Serves until stdin ends.
 fn serve(root: &Path) {
-    let backup = made(root, Compression::None);
-    let (tls, fingerprint) = certificate();
-    let listen = (std::net::Ipv4Addr::LOCALHOST, 0).into();
-    let store = LocalStore::new(root);
-    let settings = Settings { listen, tls: Some(tls), store, bytes_a_second_max: None, with_ring: true };
-    let plane = DataPlane::start(settings, Arc::default()).unwrap();
+    let backup = made(root, Compression::None, FILES).unwrap();
+    let service = Service::start(root, true).unwrap();
     for _ in 0..SESSIONS {
-        let (lease, token) = offer(&plane, &backup);
-        println!("{} {fingerprint} {lease} {}", plane.address(), token.to_hex());
+        let Access { address, security, lease, token } = service.offer(&backup).unwrap();
+        let Security::Tls(fingerprint) = security else { unreachable!("it was started under TLS") };
+        println!("{address} {fingerprint} {lease} {}", token.to_hex());
     }
     std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
-}
-
-/// A certificate for one run.
-fn certificate() -> (Arc<rustls::ServerConfig>, Fingerprint) {
-    let made = rcgen::generate_simple_self_signed(["bench".to_owned()]).unwrap();
-    let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = rustls::ServerConfig::builder_with_provider(provider);
-    let builder = builder.with_protocol_versions(&[&rustls::version::TLS13]).unwrap().with_no_client_auth();
-    let config = builder.with_single_cert(vec![made.cert.der().clone()], key).unwrap();
-    (Arc::new(config), Fingerprint::of(made.cert.der()))
-}
-
-/// A lease of the backup.
-fn offer(plane: &DataPlane, backup: &Backup) -> (LeaseId, Token) {
-    let (lease, token) = Leases::number().unwrap();
-    let (cluster, only) = (backup.cluster.clone(), Some(backup.info.label.clone()));
-    plane.leases().offer((lease, Leases::hash(&token)), cluster, only, None, Box::new(|_| ()));
-    (lease, token)
 }
 
 fn access_of(line: &str) -> Access {
@@ -158,68 +117,19 @@ fn access_of(line: &str) -> Access {
     }
 }
 
-/// The backup, by way of the service.
-fn through(access: Access, backup: &Backup) -> Backup {
-    let store: Arc<dyn Store> = Arc::new(RemoteStore::connect(access, Arc::new(Forever)).unwrap());
-    let repository = Repository::with_store(Path::new("service"), store).unwrap();
-    repository.cluster(backup.cluster.name()).unwrap().backup(&backup.info.label).unwrap()
-}
-
-/// The backup in `root`, generated if there is none.
-fn made(root: &Path, compression: Compression) -> Backup {
-    if let Ok(repository) = Repository::open(root) {
-        let cluster = repository.cluster(&repository.clusters().unwrap().remove(0)).unwrap();
-        return cluster.latest_backup().unwrap().unwrap();
-    }
-    let mut files = vec![directory("base"), directory("base/5")];
-    files.extend((0..FILES).map(|number| file(format!("base/5/{}", 20_000 + number), FILE_BYTES)));
-    let (content, _) = pages(FILE_BYTES as usize);
-    let mut number = 0_u64;
-    write(root, compression, files, |_, out| {
-        out.extend_from_slice(&content);
-        number += 1;
-        // No two blocks are the same.
-        out.chunks_mut(8192).for_each(|page| page[..8].copy_from_slice(&number.to_le_bytes()));
-    })
-    .unwrap()
-}
-
 fn measure(what: &str, backup: &Backup, threads: usize) {
-    let files: Vec<FileRecord> = backup.manifest.files().map(Result::unwrap).filter(|file| file.bytes > 0).collect();
+    let files = files_of(backup).unwrap();
     let bytes: u64 = files.iter().map(|file| file.bytes).sum();
-    read(backup, &files, threads);
+    read(backup, &files, threads).unwrap();
     let (mut wall, mut cpu) = (f64::MAX, f64::MAX);
     for _ in 0..ROUNDS {
         let (began, before) = (Instant::now(), processor_seconds());
-        read(backup, &files, threads);
+        read(backup, &files, threads).unwrap();
         wall = wall.min(began.elapsed().as_secs_f64());
         cpu = cpu.min(processor_seconds() - before);
     }
     let gigabytes = bytes as f64 / 1e9;
     println!("  {what:<32} {:5.2} GB/s  {:5.3} CPU-s/GB", gigabytes / wall, cpu / gigabytes);
-}
-
-fn files_of(backup: &Backup) -> Vec<FileRecord> {
-    backup.manifest.files().map(Result::unwrap).filter(|file| file.bytes > 0).collect()
-}
-
-fn read(backup: &Backup, files: &[FileRecord], threads: usize) {
-    let requests: Vec<_> = files
-        .iter()
-        .flat_map(|file| (0..file.bytes).step_by(REQUEST_BYTES).map(move |offset| (file, offset)))
-        .collect();
-    let (next, blocks) = (AtomicUsize::new(0), backup.blocks());
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                let mut scratch = Scratch::default();
-                let mut out = vec![0; REQUEST_BYTES];
-                while let Some((file, offset)) = requests.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    blocks.read_range(file, *offset, &mut out, &mut scratch).unwrap();
-                }
-            });
-        }
-    });
 }
 
 fn processor_seconds() -> f64 {

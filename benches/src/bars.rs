@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::options::{CodecName, Section};
 use crate::report::{Kind, Report, Series};
 use crate::sections::delta::{CLUSTER, SPREADS, changed};
+use crate::sections::network::{NEAR, PGBACKREST, PROTECTIONS, RSYNC, far, plane_of};
 use crate::sections::restore::{CEILING, READ};
 use crate::sections::scale::{LARGE, LIST, MANY, MOUNT, SHOW, server_of};
 
@@ -75,6 +76,7 @@ pub(crate) fn judge(report: &Report) -> Vec<Bar> {
     judge.deltas();
     judge.small_files();
     judge.reflinks();
+    judge.network();
     judge.scale();
     judge.wal();
     judge.memory();
@@ -201,6 +203,25 @@ impl<'r> Judge<'r> {
             let large_enough = self.report.cluster_bytes as f64 >= REFLINK_BYTES;
             let seconds = seconds.filter(|_| large_enough);
             self.at_most(format!("reflink {file_system}, trusted: seconds for 3 GB or more"), 0.5, seconds);
+        }
+    }
+
+    fn network(&mut self) {
+        for (protection, wanted) in PROTECTIONS.into_iter().zip([2.0, 1.0]) {
+            for codec in ["lz4", "none"] {
+                let series = self.report.find(Section::Network, &plane_of(protection, codec));
+                let speed = series.and_then(Series::gigabytes_a_second);
+                self.at_least(format!("data plane, {protection} {codec}: GB/s"), wanted, speed);
+            }
+        }
+        for protection in PROTECTIONS {
+            let ours = far(protection);
+            let local = self.ratio(Section::Network, NEAR, &ours);
+            self.at_least(format!("{ours}: speed to that on one machine"), 0.8, local);
+            for (peer, wanted) in [(RSYNC, 4.0), (PGBACKREST, 3.0)] {
+                let faster = self.ratio(Section::Network, peer, &ours);
+                self.at_least(format!("{ours}: faster than {peer}"), wanted, faster);
+            }
         }
     }
 

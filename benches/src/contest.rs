@@ -15,6 +15,8 @@ type Step<'w> = Box<dyn FnMut() -> anyhow::Result<()> + 'w>;
 pub(crate) struct Outcome {
     /// By the program's own clock, where its start is no part of what is measured.
     pub(crate) seconds: Option<f64>,
+    /// Of the harness itself, where it does the work.
+    pub(crate) own_cpu_seconds: f64,
     pub(crate) also: Also,
 }
 
@@ -102,6 +104,7 @@ impl<'w> Contestant<'w> {
             Ok(outcome)
         })?;
         figure.seconds = outcome.seconds.unwrap_or(figure.seconds);
+        figure.cpu_seconds += outcome.own_cpu_seconds;
         if let Some(check) = self.check.as_mut().filter(|_| first) {
             check()?;
         }

@@ -18,11 +18,13 @@ mod cluster;
 mod compare;
 mod contest;
 mod fio;
+mod hosts;
 mod machine;
 mod measure;
 mod options;
 mod ours;
 mod peers;
+mod pgbackrest_tls;
 mod processes;
 mod query;
 mod report;
@@ -79,6 +81,7 @@ fn contests(world: &World, report: &mut Report) -> anyhow::Result<()> {
             Section::Mount => sections::mount::run(world, report),
             Section::Small => sections::small::run(world, report),
             Section::Reflink => sections::reflink::run(world, report),
+            Section::Network => sections::network::run(world, report),
             Section::Scale => sections::scale::run(world, report),
             Section::Wal => sections::wal::run(world, report),
             Section::Delta => sections::delta::run(world, report),

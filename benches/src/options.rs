@@ -80,6 +80,8 @@ pub(crate) enum Section {
     Small,
     /// Restores by reflink on XFS and btrfs
     Reflink,
+    /// Restores on another machine, by the mount server, and its data plane
+    Network,
     /// Backups of 10 TB, and of 1,000,000 files, that take no room
     Scale,
     /// Replay, the whole way to the promoted instance, the first query, archiving
@@ -90,8 +92,17 @@ pub(crate) enum Section {
 
 impl Section {
     /// In the order of a run.
-    pub(crate) const ALL: [Self; 8] =
-        [Self::Backup, Self::Restore, Self::Mount, Self::Small, Self::Reflink, Self::Scale, Self::Wal, Self::Delta];
+    pub(crate) const ALL: [Self; 9] = [
+        Self::Backup,
+        Self::Restore,
+        Self::Mount,
+        Self::Small,
+        Self::Reflink,
+        Self::Network,
+        Self::Scale,
+        Self::Wal,
+        Self::Delta,
+    ];
 }
 
 impl fmt::Display for Section {

@@ -1,11 +1,13 @@
 //! The contestant this is all about.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Context as _;
 
 use crate::cluster;
+use crate::hosts::{Host, Server};
 use crate::options::CodecName;
 use crate::world::{World, remove};
 
@@ -99,6 +101,65 @@ impl<'w> Repository<'w> {
         }
         self.init()?;
         with_server(self.world, || self.backup()).with_context(|| format!("the backup into {}", self.path.display()))
+    }
+}
+
+/// A mount server beside the repository, and a target that it restores to.
+#[derive(Debug)]
+pub(crate) struct MountServer<'w> {
+    world: &'w World,
+    /// What leads `restore` to it and to the target.
+    options: Vec<String>,
+    _server: Server,
+}
+
+impl<'w> MountServer<'w> {
+    /// One that protects blocks on their way as `protection` says, plain or TLS.
+    pub(crate) fn start(
+        world: &'w World,
+        repository: &Repository<'_>,
+        host: &Host<'_>,
+        protection: &str,
+    ) -> anyhow::Result<Self> {
+        let protection = protection.to_lowercase();
+        let name = format!("mount-server-{protection}");
+        let (state, token) = (world.path(&name), world.path(&format!("{name}.token")));
+        let serve = || {
+            let mut serve = world.command(&world.program);
+            serve.arg("serve").arg("--state").arg(&state);
+            serve
+        };
+        let issued = world.run(serve().args(["--issue-token", "bench"]))?;
+        fs::write(&token, issued).with_context(|| format!("cannot write {}", token.display()))?;
+        let [control, blocks] = if protection == "tls" { [7432, 7433] } else { [7434, 7435] };
+        let [listen, data] = [control, blocks].map(|port| format!("{}:{port}", host.seen_as));
+        let mut command = serve();
+        command.arg("--repo").arg(&repository.path).arg("--ssh-config").arg(host.ssh_config());
+        command.args(["--listen", &listen, "--data-listen", &data, "--data-plane", &protection, "--retries", "0"]);
+        let server = Server::start(world, &name, &mut command, "SHA256:")?;
+        let said = server.said();
+        let fingerprint = said.split_ascii_whitespace().find(|word| word.starts_with("SHA256:"));
+        let fingerprint = fingerprint.context("the mount server tells no fingerprint")?;
+        let (url, target) = (format!("https://{listen}"), format!("root@{}", host.address));
+        let (token, identity) = (token.display().to_string(), host.identity().display().to_string());
+        let options = [
+            ["--server", &url],
+            ["--token-file", &token],
+            ["--fingerprint", fingerprint],
+            ["--target", &target],
+            ["--identity", &identity],
+            ["--os-user", &world.options.user],
+        ];
+        let options = options.as_flattened().iter().map(|&word| word.to_owned()).collect();
+        Ok(Self { world, options, _server: server })
+    }
+
+    /// A restore through the target's mount.
+    pub(crate) fn restore(&self, more: &[&str]) -> anyhow::Result<()> {
+        let mut restore = self.world.command(&self.world.program);
+        restore.args(["restore", "--cluster", CLUSTER, "--source", "mount", "--to"]).arg(self.world.target());
+        restore.arg("--pg-bin").arg(&self.world.server).args(&self.options).args(more);
+        self.world.run(&mut restore).map(drop)
     }
 }
 

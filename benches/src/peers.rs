@@ -11,7 +11,7 @@ use crate::options::CodecName;
 use crate::world::{World, remove};
 
 /// As many processes as the suite's bars compare with.
-const PGBACKREST_PROCESSES: u32 = 2;
+pub(crate) const PGBACKREST_PROCESSES: u32 = 2;
 
 /// A peer that runs here, or the reason why it does not.
 pub(crate) fn peer(world: &World, name: &str) -> Result<PathBuf, String> {
@@ -25,7 +25,7 @@ pub(crate) fn peer(world: &World, name: &str) -> Result<PathBuf, String> {
 #[derive(Clone, Debug)]
 pub(crate) struct PgBackRest<'w> {
     world: &'w World,
-    program: PathBuf,
+    pub(crate) program: PathBuf,
     codec: CodecName,
     name: String,
     asynchronous: bool,
@@ -48,7 +48,7 @@ impl<'w> PgBackRest<'w> {
         self.world.path(&self.name)
     }
 
-    fn configuration(&self) -> PathBuf {
+    pub(crate) fn configuration(&self) -> PathBuf {
         self.world.path(&format!("{}.conf", self.name))
     }
 

@@ -40,6 +40,12 @@ pub(crate) fn cpu_seconds() -> f64 {
     (own + below) as f64 / rustix::param::clock_ticks_per_second() as f64
 }
 
+/// Seconds of processor time of this process alone, its threads and the kernel's part.
+pub(crate) fn own_cpu_seconds() -> f64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
 /// Ticks in user mode and in the kernel, of the process and of the children it has waited for.
 fn times(process: impl AsRef<Path>) -> Option<[u64; 4]> {
     let stat = fs::read_to_string(process.as_ref().join("stat")).ok()?;

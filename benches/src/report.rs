@@ -74,6 +74,13 @@ impl Series {
         }
     }
 
+    pub(crate) fn gigabytes_a_second(&self) -> Option<f64> {
+        match self.work {
+            Work::Bytes(bytes) => Some(bytes as f64 / 1e9 / self.seconds()),
+            Work::Count(..) | Work::Nothing => None,
+        }
+    }
+
     fn rate(&self) -> String {
         match self.work {
             Work::Bytes(bytes) => format!("{:.0} MB/s", bytes as f64 / 1e6 / self.seconds()),

@@ -21,6 +21,8 @@ const MARK: &str = "pghydrant-bench";
 /// How long what still runs at the end may take to stop.
 const STOP_PATIENCE: Duration = Duration::from_secs(20);
 const SEGMENT_BYTES: f64 = 16.0 * 1_048_576.0;
+/// The data plane's own backups, one after the other.
+const DATA_PLANE_BYTES: f64 = 1.1 * 1_073_741_824.0;
 /// What three contestants leave in a round.
 const SMALL_TARGETS_BYTES: f64 = 0.75 * 1_073_741_824.0;
 
@@ -99,7 +101,8 @@ impl World {
         let segments = wants(Section::Wal, f64::from(self.options.segments) * SEGMENT_BYTES * 4.0);
         let extra = wants(Section::Wal, 1.0).max(wants(Section::Reflink, 1.1)).max(wants(Section::Delta, 0.5));
         let small = wants(Section::Small, SMALL_TARGETS_BYTES * f64::from(self.options.rounds));
-        (size * (3.0 + codecs + extra) + segments + small) as u64 + (1 << 30)
+        let plane = wants(Section::Network, DATA_PLANE_BYTES);
+        (size * (3.0 + codecs + extra) + segments + small.max(plane)) as u64 + (1 << 30)
     }
 
     pub(crate) fn is_interrupted(&self) -> bool {

@@ -3,6 +3,7 @@
 pub(crate) mod backup;
 pub(crate) mod delta;
 pub(crate) mod mount;
+pub(crate) mod network;
 pub(crate) mod reflink;
 pub(crate) mod restore;
 pub(crate) mod scale;

@@ -73,7 +73,7 @@ fn through_the_mount<'w>(
 }
 
 fn by_its_clock(seconds: f64) -> Outcome {
-    Outcome { seconds: Some(seconds), also: Vec::new() }
+    Outcome { seconds: Some(seconds), ..Outcome::default() }
 }
 
 fn restores(world: &World) -> Vec<Contestant<'_>> {

@@ -64,7 +64,7 @@ fn device<'w>(world: &'w World, report: &mut Report, file: &Path, contestants: &
     };
     eprintln!("  the device is fastest with {}", ceiling.shape());
     report.machine.ceiling = ceiling.shape();
-    let timed = |seconds| Outcome { seconds: Some(seconds), also: Vec::new() };
+    let timed = |seconds| Outcome { seconds: Some(seconds), ..Outcome::default() };
     let (reading, from, file) = (ceiling.clone(), file.to_owned(), file.to_owned());
     let copy = move || ceiling.copy(world, &file).map(timed);
     contestants.push(Contestant::with_outcome(Kind::Device, CEILING, copy).without_sync());
