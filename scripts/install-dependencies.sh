@@ -59,6 +59,8 @@ if [ "$purpose" = test ]; then
     need npm npm
     need tc iproute2
     need curl curl
+    # Looks at the mount server's page.
+    need chromium-headless-shell chromium-headless-shell
 fi
 if [ "$purpose" = peers ]; then
     need pgbackrest pgbackrest

@@ -37,6 +37,7 @@ mod retarget;
 mod service;
 mod service_failures;
 mod service_load;
+mod service_page;
 mod service_tunnel;
 mod standby;
 mod tablespaces;

@@ -1,5 +1,6 @@
 //! What the tests stand on: throw-away clusters, repositories, file systems, and processes that cannot outlive them.
 
+pub mod browser;
 pub mod cluster;
 pub mod compare;
 pub mod filesystem;

@@ -5,7 +5,7 @@
 //! | `GET /v1/version` | what answers; the only one without a token, beside the page itself |
 //! | `POST /v1/commands` `{"arguments": ["list", …]}` | what the command says, an object a line, until `{"event": "exit"}` |
 //! | `GET /v1/sessions`, `/v1/sessions/ID` | sessions, or one |
-//! | `GET /v1/sessions/ID/events?from=BYTE` | its events, server-sent, from the beginning or from there |
+//! | `GET /v1/sessions/ID/events?from=BYTE` | its events, server-sent, from the beginning or from there; with `follow=false` those there are |
 //! | `POST /v1/sessions/ID/ORDER` `{"arguments": […]}` | retry, cancel, promote or retarget; then its events as above |
 //! | `GET /metrics` | for Prometheus |
 //!
@@ -324,13 +324,15 @@ async fn session(Shared(control): Shared<Arc<Control>>, Path(id): Path<String>) 
 struct From {
     #[serde(default)]
     from: u64,
+    /// Wait for more, which is the default.
+    follow: Option<bool>,
 }
 
 /// Server-sent events: `id` is where the next one begins, which a browser that lost the connection sends back.
 async fn events(
     Shared(control): Shared<Arc<Control>>,
     Path(id): Path<String>,
-    Query(From { from }): Query<From>,
+    Query(From { from, follow }): Query<From>,
     headers: HeaderMap,
 ) -> Response {
     let again = headers.get("last-event-id").and_then(|value| value.to_str().ok()?.parse().ok());
@@ -343,7 +345,7 @@ async fn events(
     let (lines, receiver) = mpsc::channel::<Result<Bytes, Infallible>>(LINES_MAX);
     tokio::spawn(async move {
         let mut position = from;
-        loop {
+        while follow.unwrap_or(true) || !follower.is_at_end() {
             let said = tokio::select! {
                 said = tokio::time::timeout(KEEP_ALIVE, follower.next()) => said,
                 () = lines.closed() => return,

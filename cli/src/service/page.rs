@@ -1,4 +1,4 @@
-//! The page for the person who watches: one file each of HTML, CSS and JavaScript, nothing from elsewhere.
+//! The page for the person who watches: one file each of HTML, CSS and JavaScript and an icon, nothing from elsewhere.
 //!
 //! It is open to everybody and knows nothing; what it shows it asks for with the token that its reader gives it, and keeps
 //! that for as long as the tab is open.
@@ -13,8 +13,8 @@ use axum::routing::get;
 use super::control::Control;
 
 /// Nothing but what comes from here, and no inline code: a name that holds a script stays a name.
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'; \
-                      form-action 'none'; frame-ancestors 'none'";
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
+                      base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 pub(super) fn router() -> Router<Arc<Control>> {
     let file = |kind: &'static str, text: &'static str| {
@@ -31,5 +31,6 @@ pub(super) fn router() -> Router<Arc<Control>> {
     Router::new()
         .route("/", file("text/html; charset=utf-8", include_str!("page/index.html")))
         .route("/page.css", file("text/css; charset=utf-8", include_str!("page/page.css")))
+        .route("/icon.svg", file("image/svg+xml", include_str!("page/icon.svg")))
         .route("/page.js", file("text/javascript; charset=utf-8", include_str!("page/page.js")))
 }

@@ -1,11 +1,23 @@
 // Sessions, live. Everything that comes from the service is put on the page as text, never as markup.
+//
+// A round each second: the list, then what was said since in each session that has more to say. No request stays open: a
+// browser has six connections to a host, and there may be more sessions.
 "use strict";
 
-const LIST_EVERY_MS = 2000;
+const EVERY_MS = 1000;
+const ANSWER_MS_MAX = 30000;
 const POINTS_MAX = 600;
-const watched = new Map(); // session -> {events, points, steps}
+const STATES = { at_target: "at its target", waiting: "waiting for retry" };
+const ACTIVE = ["connecting", "running", "retrying"];
+const watched = new Map(); // session -> what is known of it, and its place on the page
 const element = (id) => document.getElementById(id);
 let token = sessionStorage.getItem("token");
+let watch = 0; // counts them: a new token ends the watch of the one before
+let lostAt = null;
+
+class Refused extends Error {
+  constructor(status) { super(`the mount server answers ${status}`); this.status = status; }
+}
 
 function make(name, className, text) {
   const made = document.createElement(name);
@@ -21,148 +33,224 @@ function bytes(count) {
   return `${unit === 0 ? count : count.toFixed(1)} ${units[unit]}`;
 }
 
-async function ask(path) {
-  return fetch(path, { headers: { authorization: `Bearer ${token}` } });
+function duration(seconds) {
+  seconds = Math.ceil(seconds);
+  if (seconds < 120) return `${seconds} s`;
+  const minutes = Math.round(seconds / 60);
+  return minutes < 120 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
 
-// EventSource cannot send a token, so the stream is read by hand; after a break it goes on where it was.
-async function follow(id, entry) {
-  while (watched.get(id) === entry && token) {
+const rate = (megabytes) => `${megabytes.toFixed(megabytes < 10 ? 1 : 0)} MB/s`;
+
+async function ask(path) {
+  const headers = { authorization: `Bearer ${token}` };
+  const answer = await fetch(path, { headers, cache: "no-store", signal: AbortSignal.timeout(ANSWER_MS_MAX) });
+  if (!answer.ok) throw new Refused(answer.status);
+  return answer;
+}
+
+async function begin() {
+  if (!token) return login("");
+  watch += 1;
+  const mine = watch;
+  while (mine === watch) {
     try {
-      const answer = await ask(`v1/sessions/${id}/events?from=${entry.position}`);
-      if (!answer.ok) return;
-      const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
-      let rest = "";
-      for (;;) {
-        const { value, done } = await reader.read();
-        if (done) break;
-        const blocks = (rest + value).split("\n\n");
-        rest = blocks.pop();
-        blocks.forEach((block) => hear(entry, block));
-        draw(entry);
-      }
-    } catch (lost) { /* tried again below */ }
-    await new Promise((wait) => setTimeout(wait, LIST_EVERY_MS));
+      await round(mine);
+      if (mine === watch) connected();
+    } catch (cause) {
+      if (mine !== watch) return;
+      if (cause.status === 401) return login("The mount server does not know this token.");
+      disconnected(cause);
+    }
+    await new Promise((wait) => setTimeout(wait, EVERY_MS));
   }
+}
+
+async function round(mine) {
+  const { sessions } = await (await ask("v1/sessions")).json();
+  if (mine !== watch) return;
+  show(sessions);
+  const isActive = (entry) => ACTIVE.includes(entry.record.state);
+  const entries = [...watched.values()].filter((entry) => isActive(entry) || entry.heard !== entry.record.updated_at);
+  for (const entry of entries.sort((one, other) => isActive(other) - isActive(one))) {
+    try {
+      await listen(entry);
+    } catch (cause) {
+      // Of this session alone: asked again in the next round.
+      if (!(cause instanceof Refused) || cause.status === 401) throw cause;
+    }
+    if (mine !== watch) return;
+    draw(entry);
+  }
+}
+
+function connected() {
+  lostAt = null;
+  document.body.classList.remove("lost");
+  say("state", "live");
+}
+
+function disconnected(cause) {
+  lostAt ??= new Date();
+  document.body.classList.add("lost");
+  const why = cause instanceof Refused ? cause.message : "the mount server does not answer";
+  say("state", `disconnected since ${lostAt.toLocaleTimeString()}: ${why}; trying again`);
+}
+
+// Only what is new: a screen reader says it each time.
+function say(id, text) {
+  if (element(id).textContent !== text) element(id).textContent = text;
+}
+
+async function listen(entry) {
+  const { session, updated_at } = entry.record;
+  const path = `v1/sessions/${encodeURIComponent(session)}/events?follow=false&from=${entry.position}`;
+  const said = await (await ask(path)).text();
+  // What follows the last empty line was cut off.
+  said.split("\n\n").slice(0, -1).forEach((block) => hear(entry, block));
+  entry.heard = updated_at;
 }
 
 function hear(entry, block) {
+  let event;
   for (const line of block.split("\n")) {
-    if (line.startsWith("id: ")) entry.position = Number(line.slice(4));
+    if (line.startsWith("id: ")) entry.position = Number(line.slice(4)) || entry.position;
     if (!line.startsWith("data: ")) continue;
-    const event = JSON.parse(line.slice(6));
-    if (event.event === "progress") {
-      // As the target says them.
-      for (const name of ["bytes", "total_bytes", "megabytes_per_second", "eta_seconds"]) event[name] = Number(event[name]) || 0;
-      entry.points.push(event.megabytes_per_second);
-      if (entry.points.length > POINTS_MAX) entry.points.shift();
-      entry.figures = event;
-    }
-    if (event.event === "step") {
-      if (event.seconds !== undefined) event.seconds = Number(event.seconds) || 0;
-      entry.steps.set(event.step, event);
-      entry.figures = null;
-    }
+    try { event = JSON.parse(line.slice(6)); } catch (bad) { continue; }
+  }
+  if (event?.event === "progress") {
+    entry.figures = event = figuresOf(event);
+    // Each phase counts its seconds from 0.
+    if (event.seconds < entry.seconds) entry.before += entry.seconds;
+    entry.seconds = event.seconds;
+    entry.points.push({ at: entry.before + event.seconds, rate: event.megabytes_per_second });
+    if (entry.points.length > POINTS_MAX) entry.points.shift();
+  }
+  if (event?.event === "step") {
+    entry.steps.set(event.step, event);
+    entry.figures = null;
   }
 }
 
+// As the target says them: it may say anything.
+function figuresOf(said) {
+  const figures = { ...said };
+  for (const name of ["bytes", "total_bytes", "megabytes_per_second", "eta_seconds", "seconds"]) {
+    figures[name] = Math.max(0, Number(said[name]) || 0);
+  }
+  return figures;
+}
+
+// One that cannot be drawn does not keep the others from it.
 function draw(entry) {
+  try {
+    const parts = partsOf(entry);
+    entry.node.dataset.state = entry.record.state;
+    entry.node.replaceChildren(...parts);
+  } catch (cause) {
+    const session = String(entry.record.session);
+    entry.node.dataset.state = "unknown";
+    entry.node.replaceChildren(make("h2", "", session), make("div", "message", `cannot be shown: ${cause.message}`));
+  }
+}
+
+function partsOf(entry) {
   const { record } = entry;
-  if (!record) return;
-  const node = entry.node;
-  node.dataset.state = record.state;
-  node.replaceChildren();
+  const state = STATES[record.state] ?? record.state.toString();
   const head = make("div", "head");
   head.append(make("h2", "", `${record.cluster} → ${record.target}:${record.data}`));
-  head.append(make("span", `badge ${record.state}`, record.state.replace("_", " ")));
-  node.append(head);
-  const changed = new Date(record.updated_at).toLocaleString();
-  node.append(make("div", "where", `${record.session} · ordered by ${record.ordered_by} · ${changed}`));
-  if (record.message) node.append(make("div", "message", record.message));
-  const steps = make("ol");
+  head.append(make("span", `badge ${record.state}`, state));
+  const time = (text) => new Date(text).toLocaleString();
+  const when = `ordered by ${record.ordered_by}, ${time(record.created_at)} · last change ${time(record.updated_at)}`;
+  const parts = [head, make("div", "where", `${record.session} · ${when}`)];
+  if (record.message) parts.push(make("div", "message", record.message));
+  if (entry.steps.size > 0) parts.push(stepsOf(entry));
+  if (entry.figures && record.state === "running") parts.push(...progressOf(entry.figures));
+  if (entry.points.length > 1) parts.push(plot(entry.points));
+  if (entry.state && entry.state !== record.state) say("news", `${record.session}: ${state}`);
+  entry.state = record.state;
+  return parts;
+}
+
+function stepsOf(entry) {
+  const list = make("ol");
+  list.setAttribute("aria-label", "Steps");
   for (const step of entry.steps.values()) {
-    const seconds = step.seconds === undefined ? "" : ` ${step.seconds.toFixed(1)} s`;
-    steps.append(make("li", step.state, `${step.step}${seconds}`));
+    const seconds = step.seconds === undefined ? "" : ` ${(Number(step.seconds) || 0).toFixed(1)} s`;
+    list.append(make("li", step.state, `${step.step}${seconds}`));
   }
-  if (entry.steps.size > 0) node.append(steps);
-  const figures = entry.figures;
-  if (figures && record.state === "running") {
-    const bar = make("progress");
-    if (figures.total_bytes) { bar.max = figures.total_bytes; bar.value = figures.bytes; }
-    node.append(bar);
-    const left = figures.eta_seconds ? `, ${Math.ceil(figures.eta_seconds)} s left` : "";
-    const slow = figures.bottleneck ? `, bottleneck: ${figures.bottleneck}` : "";
-    const total = figures.total_bytes ? ` of ${bytes(figures.total_bytes)}` : "";
-    const rate = `${figures.megabytes_per_second.toFixed(0)} MB/s`;
-    node.append(make("div", "figures", `${figures.phase}: ${bytes(figures.bytes)}${total}, ${rate}${left}${slow}`));
-  }
-  if (entry.points.length > 1) node.append(plot(entry.points));
+  return list;
+}
+
+function progressOf(figures) {
+  const bar = make("progress");
+  bar.setAttribute("aria-label", String(figures.phase));
+  if (figures.total_bytes) { bar.max = figures.total_bytes; bar.value = figures.bytes; }
+  const total = figures.total_bytes ? ` of ${bytes(figures.total_bytes)}` : "";
+  const left = figures.eta_seconds ? `, ${duration(figures.eta_seconds)} left` : "";
+  const slow = figures.bottleneck ? `, bottleneck: ${figures.bottleneck}` : "";
+  const now = rate(figures.megabytes_per_second);
+  return [bar, make("div", "figures", `${figures.phase}: ${bytes(figures.bytes)}${total}, ${now}${left}${slow}`)];
 }
 
 function plot(points) {
-  const figure = make("figure");
   const space = "http://www.w3.org/2000/svg";
   const picture = document.createElementNS(space, "svg");
-  const highest = Math.max(...points, 1);
+  const highest = Math.max(...points.map((point) => point.rate));
+  const first = points[0].at;
+  const span = points[points.length - 1].at - first;
   picture.setAttribute("viewBox", "0 0 100 40");
   picture.setAttribute("preserveAspectRatio", "none");
   picture.setAttribute("role", "img");
   const line = document.createElementNS(space, "polyline");
-  const place = (point, at) => `${(100 * at) / (points.length - 1)},${39 - (38 * point) / highest}`;
+  const place = ({ at, rate }) => `${(100 * (at - first)) / (span || 1)},${39 - (38 * rate) / (highest || 1)}`;
   line.setAttribute("points", points.map(place).join(" "));
   picture.append(line);
-  figure.append(picture, make("figcaption", "", `throughput, a point a second; at most ${highest.toFixed(0)} MB/s`));
+  const text = `Throughput over ${duration(span)}, from 0 to ${rate(highest)}`;
+  picture.setAttribute("aria-label", text);
+  const figure = make("figure");
+  figure.append(picture, make("figcaption", "", text));
   return figure;
-}
-
-async function list() {
-  if (!token) return login("");
-  try {
-    const answer = await ask("v1/sessions");
-    if (answer.status === 401) return login("The mount server does not know this token.");
-    if (!answer.ok) throw new Error(answer.status);
-    show((await answer.json()).sessions);
-    element("state").textContent = "live";
-  } catch (lost) {
-    element("state").textContent = "connection lost, trying again";
-  }
-  setTimeout(list, LIST_EVERY_MS);
 }
 
 function show(sessions) {
   element("login").hidden = true;
   element("empty").hidden = sessions.length > 0;
-  const known = new Set(sessions.map((record) => record.session));
+  const known = new Set(sessions.map((record) => record?.session));
   for (const [id, entry] of watched) {
     if (!known.has(id)) { entry.node.remove(); watched.delete(id); }
   }
   for (const record of sessions) {
+    if (!record) continue;
     let entry = watched.get(record.session);
     if (!entry) {
-      entry = { node: make("article"), points: [], steps: new Map(), position: 0 };
-      entry.node.id = record.session;
+      entry = { node: make("article"), points: [], steps: new Map(), position: 0, seconds: 0, before: 0 };
       watched.set(record.session, entry);
       element("sessions").prepend(entry.node);
-      follow(record.session, entry);
     }
+    const changed = JSON.stringify(record) !== JSON.stringify(entry.record);
     entry.record = record;
-    draw(entry);
+    if (changed) draw(entry);
   }
 }
 
 function login(refusal) {
   token = null;
+  watch += 1;
   sessionStorage.removeItem("token");
-  element("state").textContent = "not connected";
-  element("refusal").textContent = refusal;
+  document.body.classList.remove("lost");
+  say("state", "not connected");
+  say("refusal", refusal);
   element("login").hidden = false;
+  element("token").focus();
 }
 
 element("login").addEventListener("submit", (event) => {
   event.preventDefault();
   token = element("token").value.trim();
   element("token").value = "";
+  say("refusal", "");
   sessionStorage.setItem("token", token);
-  list();
+  begin();
 });
-list();
+begin();

@@ -130,6 +130,11 @@ impl Follower {
         self.position
     }
 
+    /// Nothing more was said so far.
+    pub(crate) fn is_at_end(&self) -> bool {
+        *self.length.borrow() <= self.position
+    }
+
     /// The next whole lines; waits for them. None once nobody will add any.
     pub(crate) async fn next(&mut self) -> Option<String> {
         let from = self.position;
@@ -207,6 +212,7 @@ mod tests {
         let mut follower = events.follow(0).unwrap();
         let said = runtime.block_on(follower.next()).unwrap();
         assert_eq!(said.lines().count(), 2);
+        assert!(follower.is_at_end() && !events.follow(0).unwrap().is_at_end());
         let long = "x".repeat(3 * PIECE_BYTES as usize);
         events.add(json!({"event": "note", "message": long}), None).unwrap();
         events.add(json!({"event": "note"}), None).unwrap();
