@@ -65,7 +65,8 @@ impl Stage {
     pub fn is_over_the_copy(&self) -> Result<bool> {
         let session = self.server.sessions()?.pop().context("no session")?;
         let is = |what: &str, of: &[&str]| session.get(what).and_then(Value::as_str).is_some_and(|it| of.contains(&it));
-        Ok(is("step", &["configure", "start", "recover", "unmount"]) || is("state", &["at_target", "finished", "failed"]))
+        Ok(is("step", &["configure", "start", "recover", "unmount"])
+            || is("state", &["at_target", "finished", "failed"]))
     }
 
     pub fn wait_for_copy(&self) -> Result<()> {
