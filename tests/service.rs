@@ -78,8 +78,9 @@ impl Stage {
     }
 }
 
+/// What a restore to another host needs, and what else a test does.
 macro_rules! requires_network {
-    () => {
+    ($($more:expr),*) => {
         requires!(
             Root,
             Postgres,
@@ -89,6 +90,7 @@ macro_rules! requires_network {
             Tool("ssh", "openssh-client"),
             // Asks for figures.
             Tool("curl", "curl")
+            $(, $more)*
         );
     };
 }

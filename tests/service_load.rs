@@ -8,45 +8,15 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
+use crate::service::Stage;
 use crate::support::process::wait_until;
-use crate::support::target::{MountServer, TargetHost};
 use crate::support::*;
-
-macro_rules! requires_network {
-    () => {
-        requires!(
-            Root,
-            Postgres,
-            Fuse,
-            Tool("curl", "curl"),
-            Tool("ip", "iproute2"),
-            Tool("sshd", "openssh-server"),
-            Tool("ssh", "openssh-client")
-        );
-    };
-}
-
-/// A cluster with a backup, a host, and a mount server.
-struct Stage {
-    server: MountServer,
-    host: TargetHost,
-    world: World,
-}
 
 const ROWS: i64 = 100_000;
 /// What the service may hold with eight sessions.
 const MEMORY_KIB_MAX: u64 = 256 << 10;
 
 impl Stage {
-    fn new(options: &[&str]) -> Result<Self> {
-        let world = World::new(1)?;
-        world.backup()?;
-        world.cluster.archive_wal()?;
-        let host = TargetHost::new(&world.scratch)?;
-        let server = MountServer::start(&world.scratch, &world.repository, &host, options)?;
-        Ok(Self { server, host, world })
-    }
-
     /// Restores to so many directories at once; everything is there in each.
     fn restore_all(&self, name: &str, count: usize) -> Result<()> {
         let place = |number: usize| self.world.scratch.join(&format!("{name}-{number}"));
@@ -83,7 +53,7 @@ fn forget_packs(repository: &Repository) -> Result<u64> {
 #[test]
 fn two_and_eight_sessions_at_once_share_what_was_read_within_bounded_memory() -> Result<()> {
     requires_network!();
-    let stage = Stage::new(&[])?;
+    let stage = Stage::of(World::new(1)?, &[])?;
     let stored = forget_packs(&stage.world.repository)?;
     stage.restore_all("two", 2)?;
     let read = stage.server.figure("io", "read_bytes:")?;
@@ -102,7 +72,7 @@ fn two_and_eight_sessions_at_once_share_what_was_read_within_bounded_memory() ->
 #[test]
 fn without_io_uring_and_with_a_thousand_strangers_a_restore_is_done_and_they_are_counted() -> Result<()> {
     requires_network!();
-    let stage = Stage::new(&["--io", "plain", "--session-rate-limit", "500M"])?;
+    let stage = Stage::of(World::new(1)?, &["--io", "plain", "--session-rate-limit", "500M"])?;
     let control = stage.server.url().trim_start_matches("https://").to_owned();
     let mut idle = Vec::new();
     for number in 0..1000 {

@@ -51,15 +51,7 @@ fn pictures(browser: &mut Browser, name: &str) -> Result<()> {
 
 #[test]
 fn the_page_shows_a_restore_live_says_when_it_is_disconnected_and_takes_names_for_text() -> Result<()> {
-    requires!(
-        Root,
-        Postgres,
-        Fuse,
-        Tool("ip", "iproute2"),
-        Tool("sshd", "openssh-server"),
-        Tool("ssh", "openssh-client"),
-        Tool(CHROMIUM, CHROMIUM)
-    );
+    requires_network!(Tool(CHROMIUM, CHROMIUM));
     // At the line's low speed it is minutes long, so that all of what follows is seen of it.
     let world = World::with(4, &["--compression", "none"], &[])?;
     let mut stage = Stage::of(world, &["--retries", "20", "--retry-every", "3s"])?;

@@ -13,26 +13,19 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 
 use super::super::plane::Wanted;
-use super::super::target::{Agent, Trouble, last_words};
+use super::super::target::{Agent, Trouble};
 use super::super::tunnel::Tunnel;
-use super::events::LINE_BYTES_MAX;
-use super::{Live, Record, Records, Sessions, State};
+use super::hearing::follow;
+use super::{Live, Record, Sessions, State};
 use crate::agent::{Order, RUNNING, Request};
 use crate::exit::{Exit, Failure};
 
-/// The agent gives a sign of life every two seconds.
-const SILENCE_MAX: Duration = Duration::from_secs(20);
 /// Between two attempts to reach a target that was there before.
 const REACH_PAUSE: Duration = Duration::from_secs(3);
 /// How long what we had put on a target may take to go; nothing was ordered there yet; or something was.
 const TAKE_AWAY_MAX: [Duration; 2] = [Duration::from_secs(10), Duration::from_secs(120)];
-/// What is kept of a target's figures and results in each record, which every listing copies.
-const KEPT_BYTES_MAX: usize = 32 << 10;
-/// And of its messages.
-const MESSAGE_CHARS_MAX: usize = 2000;
 
 /// How an attempt ended.
 pub(super) enum Ended {
@@ -98,24 +91,29 @@ impl Sessions {
                 Ended::Gone if retries == 0 => Duration::ZERO,
                 _ => policy.retry_every,
             };
-            let changed = live.change(&self.records, |record| {
-                let told = record.state == State::Retrying && record.message.as_ref() == Some(&again);
-                record.state = State::Retrying;
-                record.message = Some(again.clone());
-                if !is_lost {
-                    record.retries += 1;
-                    record.begun = false;
-                }
-                if !told {
-                    let message = format!("{again}; it is tried again");
-                    live.tell(json!({"event": "warning", "message": message}));
-                }
-            });
-            if let Err(error) = changed {
-                tracing::warn!("{error:#}");
-            }
+            self.note_retry(live, &again, is_lost);
             let hurried = tokio::time::timeout(pause, live.hurry.notified());
             let _ = hurried.await;
+        }
+    }
+
+    /// What is tried again, and why: told once.
+    fn note_retry(&self, live: &Live, why: &str, is_lost: bool) {
+        let changed = live.change(&self.records, |record| {
+            let told = record.state == State::Retrying && record.message.as_deref() == Some(why);
+            record.state = State::Retrying;
+            record.message = Some(why.to_owned());
+            if !is_lost {
+                record.retries += 1;
+                record.begun = false;
+            }
+            if !told {
+                let message = format!("{why}; it is tried again");
+                live.tell(json!({"event": "warning", "message": message}));
+            }
+        });
+        if let Err(error) = changed {
+            tracing::warn!("{error:#}");
         }
     }
 
@@ -139,44 +137,14 @@ impl Sessions {
             Ok(agent) => agent,
             Err(trouble) => return trouble.into(),
         };
-        let mut since = before.since;
-        if !before.begun {
-            // What an earlier attempt has begun, and lost, may run on there: not beside this one.
-            if !before.is_untouched()
-                && let Err(trouble) = agent.stop().await
-            {
-                return trouble.into();
-            }
-            let wanted = Wanted { cluster: &before.cluster, rate_limit: before.rate_limit };
-            let mut repository = match self.plane.lease(id, wanted, agent.seen_as.as_deref()) {
-                Ok(repository) => repository,
-                Err(error) => return Ended::Refused(Failure::new(Failure::exit_of(&error), format!("{error:#}"))),
-            };
-            if let Err(trouble) = self.lead(live, &agent, &mut repository).await {
-                return trouble.into();
-            }
-            // On disk before it is sent: from now on the target may be at work.
-            let sent = live.change(&self.records, |record| {
-                record.sent += 1;
-                record.asked = true;
-            });
-            if let Err(error) = sent {
-                return Ended::Refused(Failure::new(Exit::Failed, format!("{error:#}")));
-            }
-            let restore = before.restore.clone();
-            let request =
-                Request { session: id.clone(), number: before.sent + 1, order: order.clone(), restore, repository };
-            since = match agent.begin(&request).await {
+        let since = if before.begun {
+            before.since
+        } else {
+            match self.begin(live, order, &before, &agent).await {
                 Ok(since) => since,
-                Err(trouble) => return trouble.into(),
-            };
-            // Its events were taken away in between, and begin anew.
-            if since < live.events.heard()
-                && let Err(error) = live.events.add(json!({"event": "begun"}), Some(since))
-            {
-                return Ended::Unreachable(format!("{error:#}"));
+                Err(ended) => return ended,
             }
-        }
+        };
         let changed = live.change(&self.records, |record| {
             (record.begun, record.since) = (true, since);
             record.state = State::Running;
@@ -185,6 +153,37 @@ impl Sessions {
             tracing::warn!("{error:#}");
         }
         follow(live, &self.records, &agent, since).await
+    }
+
+    /// Begins the verb, with a lease to read by; where its events begin.
+    async fn begin(&self, live: &Live, order: &Order, before: &Record, agent: &Agent) -> Result<u64, Ended> {
+        // What an earlier attempt has begun, and lost, may run on there: not beside this one.
+        if !before.is_untouched() {
+            agent.stop().await?;
+        }
+        let refused = |error: anyhow::Error, exit| Ended::Refused(Failure::new(exit, format!("{error:#}")));
+        let wanted = Wanted { cluster: &before.cluster, rate_limit: before.rate_limit };
+        let leased = self.plane.lease(&live.id, wanted, agent.seen_as.as_deref());
+        let mut repository = leased.map_err(|error| {
+            let exit = Failure::exit_of(&error);
+            refused(error, exit)
+        })?;
+        self.lead(live, agent, &mut repository).await?;
+        // On disk before it is sent: from now on the target may be at work.
+        let sent = live.change(&self.records, |record| {
+            record.sent += 1;
+            record.asked = true;
+        });
+        sent.map_err(|error| refused(error, Exit::Failed))?;
+        let (session, restore) = (live.id.clone(), before.restore.clone());
+        let request = Request { session, number: before.sent + 1, order: order.clone(), restore, repository };
+        let since = agent.begin(&request).await?;
+        // Its events were taken away in between, and begin anew.
+        if since < live.events.heard() {
+            let noted = live.events.add(json!({"event": "begun"}), Some(since));
+            noted.map_err(|error| Ended::Unreachable(format!("{error:#}")))?;
+        }
+        Ok(since)
     }
 
     /// Leads the target through a tunnel where it cannot reach the data plane by itself.
@@ -369,107 +368,4 @@ async fn until_cancelled(live: &Live) {
         }
         hurried.await;
     }
-}
-
-/// Hears what the target says until it says how the run ended whose events begin behind `since`.
-async fn follow(live: &Live, records: &Records, agent: &Agent, since: u64) -> Ended {
-    let mut heard = live.events.heard();
-    let host = live.record().target.host.clone();
-    let lost = |why: &str| Ended::Unreachable(format!("the connection to {host} is lost: {why}"));
-    let mut child = match agent.follow(heard) {
-        Ok(child) => child,
-        Err(error) => return Ended::Unreachable(format!("{error:#}")),
-    };
-    let Some(stdout) = child.stdout.take() else { return lost("it has no output") };
-    let mut lines = BufReader::new(stdout);
-    let mut line = Vec::new();
-    // A line longer than any of ours is passed over, in parts.
-    let mut is_rest = false;
-    loop {
-        line.clear();
-        let mut limited = (&mut lines).take(LINE_BYTES_MAX);
-        match tokio::time::timeout(SILENCE_MAX, limited.read_until(b'\n', &mut line)).await {
-            Err(_) => return lost("it is silent"),
-            Ok(Err(cause)) => return lost(&cause.to_string()),
-            Ok(Ok(_)) => {}
-        }
-        if !line.is_empty() {
-            live.was_heard.store(true, Ordering::Release);
-        }
-        let is_whole = line.last() == Some(&b'\n');
-        if !is_whole && (line.len() as u64) < LINE_BYTES_MAX {
-            break;
-        }
-        let event = if is_whole && !is_rest { serde_json::from_slice::<Value>(&line).ok() } else { None };
-        is_rest = !is_whole;
-        let Some(event) = event else {
-            // The last word of a process that was killed; what follows is a run of its own.
-            heard += line.len() as u64;
-            continue;
-        };
-        match event.get("event").and_then(Value::as_str) {
-            Some("alive") => continue,
-            Some("gone") => return Ended::Gone,
-            _ => {}
-        }
-        heard += line.len() as u64;
-        // An end that stands before is that of an earlier run.
-        match hear(live, records, event, heard) {
-            Some(code) if heard > since => return Ended::Verb(code),
-            _ => {}
-        }
-    }
-    lost(&last_words(child).await)
-}
-
-/// Keeps one event. Its exit code, if it is the last one: that is for us, who may try again, and not for who watches.
-fn hear(live: &Live, records: &Records, event: Value, heard: u64) -> Option<u8> {
-    // What a service that is started again would not hear once more.
-    let keep = |change: &dyn Fn(&mut Record)| {
-        if let Err(error) = live.change(records, change) {
-            tracing::warn!("session {}: {error:#}", live.id);
-        }
-    };
-    let text = |name: &str| {
-        let text = event.get(name).and_then(Value::as_str)?;
-        Some(text.chars().take(MESSAGE_CHARS_MAX).collect::<String>())
-    };
-    let kind = text("event").unwrap_or_default();
-    match kind.as_str() {
-        "exit" => {
-            let code = event.get("code").and_then(Value::as_u64).and_then(|code| u8::try_from(code).ok());
-            let code = code.unwrap_or(Exit::Failed as u8);
-            if let Err(error) = live.events.add(json!({"event": "ended", "code": code}), Some(heard)) {
-                tracing::warn!("{error:#}");
-            }
-            return Some(code);
-        }
-        // Ours alone: what a target says of it is not ours.
-        "ended" | "accepted" | "begun" => return None,
-        "step" if live.record().step == text("step") => live.note(|record| record.progress = None),
-        "step" => keep(&|record| {
-            record.step = text("step");
-            record.progress = None;
-        }),
-        "progress" => live.note(|record| record.progress = small(event.clone())),
-        "error" => live.note(|record| record.message = text("message")),
-        "result" => keep(&|record| {
-            let mut result = event.clone();
-            if let Value::Object(fields) = &mut result {
-                fields.remove("text");
-            }
-            record.result =
-                small(result.clone()).or_else(|| Some(json!({"state": result.get("state")})).and_then(small));
-        }),
-        _ => {}
-    }
-    if let Err(error) = live.events.add(event, Some(heard)) {
-        tracing::warn!("{error:#}");
-    }
-    None
-}
-
-/// What is small enough to be kept with each record.
-fn small(value: Value) -> Option<Value> {
-    Some(value).filter(|value| value.to_string().len() <= KEPT_BYTES_MAX)
 }

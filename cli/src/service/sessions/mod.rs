@@ -10,6 +10,7 @@
 mod accept;
 mod drive;
 mod events;
+mod hearing;
 mod record;
 #[cfg(test)]
 mod tests;
